@@ -1,0 +1,109 @@
+"""The `luthier` command: one table of verbs, each a thin module of this folder.
+
+Only the chosen verb's module is imported, so `luthier --help` and `luthier VERB --help` answer at once. A verb's module
+holds a dataclass `Command` (what it reads is positional, what it writes is `--out`, the rest are the fields of the
+stage's own config) and `main(argv)`. The same file runs alone: `python scripts/collect.py …`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from typing import TypeVar
+
+from luthier.core.errors import LuthierError, did_you_mean
+
+__all__ = ["VERBS", "main", "parse", "run"]
+
+# verb → (module, summary). Groups are separated where the key is a title in capitals.
+VERBS: dict[str, dict[str, tuple[str, str]]] = {
+    "The whole process": {
+        "demo": ("demo", "a sample company's documents become an assistant, in under three minutes"),
+        "new": ("new", "start a project folder with its luthier.toml"),
+        "run": ("run", "do every stage of a project that is not up to date; --watch keeps going"),
+    },
+    "Data": {
+        "collect": ("collect", "documents (PDF, Word, scans, mail, web pages …) into a clean corpus"),
+        "questions": ("questions", "question-and-answer pairs from a corpus, by rule, for you to edit"),
+        "encode": ("encode", "a corpus into shards of token ids"),
+    },
+    "Models": {
+        "train-tokenizer": ("train_tokenizer", "a byte-level BPE tokenizer from text"),
+        "train-vectors": ("train_vectors", "Word2Vec or GloVe vectors from text or tokens"),
+        "pretrain": ("pretrain", "a decoder model from shards, its embedding started from vectors"),
+        "finetune": ("finetune", "a model on conversations or question-and-answer pairs"),
+        "evaluate": ("evaluate", "how a model behaves before and after tuning, with a report"),
+    },
+    "Assistant": {
+        "index": ("index", "a corpus into a searchable index for looking facts up"),
+        "chat": ("chat", "talk with the assistant in the terminal"),
+        "write": ("write", "one text a row from a template and a table"),
+        "serve": ("serve", "the assistant over HTTP: OpenAI's chat API and a chat page"),
+    },
+    "Looking and measuring": {
+        "show": ("show", "what any file or folder of the process is, for human eyes"),
+        "bench": ("bench", "speed side by side with the tools that everyone names"),
+    },
+}
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    modules = {verb: entry for group in VERBS.values() for verb, entry in group.items()}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"luthier {metadata.version('luthier')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in modules:
+        print(f"luthier: no verb '{verb}'{did_you_mean(verb, modules)}\nSee luthier --help.", file=sys.stderr)
+        return 2
+    return run(import_module(f"luthier.scripts.{modules[verb][0]}").main, rest)
+
+
+def overview() -> str:
+    """The text of `luthier --help`."""
+    lines = ["luthier: your own language model, made by hand, every stage open on the bench", ""]
+    lines += ["usage: luthier VERB …          luthier VERB --help explains one verb"]
+    for title, verbs in VERBS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {verb:<16}{summary}" for verb, (_, summary) in verbs.items()]
+    return "\n".join([*lines, "", "Start with: luthier demo"])
+
+
+def run(verb_main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call a verb's main and turn the errors meant for the user into a short message; `--debug` shows the traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return verb_main([a for a in arguments if a != "--debug"]) or 0
+    except KeyboardInterrupt:
+        print("\nluthier: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return 130
+    except (BrokenPipeError, LuthierError, ValueError, TypeError) as error:
+        if debug or not _for_the_user(error):
+            raise
+        print(f"luthier: {error}", file=sys.stderr)
+        return 1
+
+
+def _for_the_user(error: BaseException) -> bool:
+    """Errors of our own classes explain themselves; a bare ValueError or TypeError is a defect and keeps its trace."""
+    return isinstance(error, LuthierError) or type(error).__module__.startswith("luthier.")
+
+
+def parse(command: type[T], verb: str, argv: Sequence[str] | None) -> T:
+    """Build `command` (a dataclass) from the command line; its docstring is the help's description."""
+    import tyro
+
+    return tyro.cli(command, args=argv, prog=f"luthier {verb}", config=(tyro.conf.OmitArgPrefixes,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
