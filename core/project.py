@@ -1,0 +1,445 @@
+"""A project: one folder with documents and a luthier.toml, and `build/` with everything made from them.
+
+`run` calls the stages in order. Each stage compares its settings and the hashes of its inputs with the manifest of what
+is already there (core/artifacts.py) and does nothing where they agree, so a second run redoes only what changed, and an
+interrupted run goes on where it stopped.
+
+    documents ─▶ build/corpus ─▶ build/tokenizer ─▶ build/shards ─▶ build/vectors ─▶ build/model ─▶ build/tuned
+                      └────────▶ build/index                                              build/evaluation ◀─┘
+
+luthier.toml holds one table a stage; its keys are the fields of that stage's config, the same as the flags of its verb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.core.artifacts import atomic_open
+from luthier.core.console import duration, say
+from luthier.core.errors import ConfigError, InputError, LuthierError, did_you_mean
+
+__all__ = ["Project", "ProjectConfig", "Step", "load_project", "new_project", "run_project", "steps", "watch_project"]
+
+SETTINGS = "luthier.toml"
+
+# Table in luthier.toml → where its config stands. Imported only when a project is read.
+SECTIONS = {
+    "project": "luthier.core.project:ProjectConfig",
+    "collect": "luthier.core.data.collect:CollectConfig",
+    "questions": "luthier.core.data.questions:QuestionsConfig",
+    "tokenizer": "luthier.core.training.tokenizer:TokenizerConfig",
+    "encode": "luthier.core.data.encode:EncodeConfig",
+    "vectors": "luthier.core.training.vectors:VectorsConfig",
+    "pretrain": "luthier.core.training.pretrain:PretrainConfig",
+    "index": "luthier.core.assistant.index:IndexConfig",
+    "finetune": "luthier.core.training.finetune:FinetuneConfig",
+    "evaluate": "luthier.core.evaluation.evaluate:EvaluateConfig",
+    "assistant": "luthier.core.assistant.assistant:AssistantConfig",
+}
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    """The table [project] of luthier.toml. Paths are relative to the project folder."""
+
+    name: str = ""
+    """What the project is called; shown in the chat page."""
+    documents: tuple[str, ...] = ("documents",)
+    """Files and folders to collect."""
+    general: Literal["none", "python"] = "none"
+    """General text beside the corpus for tokenizer and pretraining: `python` is the documentation inside Python's own
+    standard library, there on every machine."""
+    base: str = ""
+    """A Hugging Face model folder to fine-tune instead of pretraining a model; empty: pretrain."""
+    vectors: tuple[Literal["word2vec", "glove"], ...] = ("word2vec",)
+    """Methods to train vectors with; the first one starts the model's embedding and serves the index."""
+    pairs: tuple[str, ...] = ()
+    """Your own question-and-answer pairs, JSON lines with at least question and answer."""
+    evaluation: tuple[str, ...] = ()
+    """Your own evaluation questions, JSON lines with question, set, answer and facts."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder with its settings read: `settings[table]` is the config of that stage."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def config(self) -> ProjectConfig:
+        return self.settings["project"]
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def built(self, name: str) -> Path:
+        """`build/NAME`, or the base model's folder where it stands for `model` and `tokenizer`."""
+        if self.config.base and name in ("model", "tokenizer"):
+            return self.path(self.config.base)
+        return self.folder / "build" / name
+
+
+# ---------------------------------------------------------------- settings
+
+
+def load_project(folder: Path) -> Project:
+    """Read luthier.toml. Raises ConfigError naming the file, the table, the key and the nearest right one."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise InputError(f"{path} does not exist\nStart a project with `luthier new NAME`, or name its folder.")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for name, table in tables.items():
+        if name not in SECTIONS:
+            raise ConfigError(f"{path}: no table [{name}]{did_you_mean(name, SECTIONS)} Known: {', '.join(SECTIONS)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: '{name}' must be a table: write [{name}] and its keys below")
+    settings = {}
+    for name, address in SECTIONS.items():
+        module, _, attribute = address.partition(":")
+        cls = getattr(import_module(module), attribute)
+        settings[name] = from_table(cls, tables.get(name, {}), f"{path}: [{name}]")
+    return Project(Path(folder), settings)
+
+
+def from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
+    """Build the dataclass `cls` from a TOML table, refusing unknown keys and values of a wrong type."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"{where} has no key '{key}'{did_you_mean(name, known)}\nKnown keys: {', '.join(known)}")
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, hints[name]):
+            wanted = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
+            raise ConfigError(f"{where} {key} = {value!r}: expected {wanted}")
+        values[name] = float(value) if hints[name] is float else value
+    return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value is of the annotated type (int counts as float; bool is no int)."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        items = [arguments[0]] * len(value) if repeated and isinstance(value, tuple) else arguments
+        return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is Path:
+        return isinstance(value, str)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+TEMPLATE = """\
+# Settings of the project; `luthier run` reads them. One table a stage; the keys are the flags that
+# `luthier VERB --help` explains. What is left out has its default.
+
+[project]
+name = {name}
+documents = [{documents}]   # files and folders to collect
+general = "{general}"            # "python" adds real English to pretraining: the documentation inside Python
+{base}# pairs = ["pairs.jsonl"]            # your own pairs: {{"question": …, "answer": …}} a line
+# evaluation = ["evaluation.jsonl"]  # your own tests: {{"question": …, "set": "paraphrase", "facts": […]}} a line
+
+[collect]
+volatile = []                # path patterns of what changes: "news/*", "prices/*"; looked up, never trained
+validation_fraction = 0.1    # share of the text held out of training to measure on
+
+[pretrain]
+
+[finetune]
+"""
+
+
+def new_project(folder: Path, *, documents: tuple[Path, ...] = (), base: Path | None = None) -> Path:
+    """Make a project folder: luthier.toml, documents/ (unless `documents` point elsewhere), .gitignore.
+
+    Returns the folder. Raises InputError if it holds a project already or `base` is not a model folder.
+    """
+    folder = Path(folder)
+    if (folder / SETTINGS).exists():
+        raise InputError(f"{folder / SETTINGS} exists already; change it, or choose another name")
+    if base is not None and not (base / "config.json").is_file():
+        raise InputError(f"{base} is not a model folder: it has no config.json")
+    missing = [d for d in documents if not d.exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file or folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not documents:
+        (folder / "documents").mkdir(exist_ok=True)
+    quoted = ", ".join(_toml(str(d.resolve())) for d in documents) or '"documents"'
+    base_line = f"base = {_toml(str(base.resolve()))}   # fine-tuned instead of pretraining a model\n" if base else ""
+    general = "none" if base else "python"
+    text = TEMPLATE.format(name=_toml(folder.name), documents=quoted, base=base_line, general=general)
+    with atomic_open(folder / SETTINGS) as file:
+        file.write(text)
+    with atomic_open(folder / ".gitignore") as file:
+        file.write("/build/\n")
+    return folder
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# ---------------------------------------------------------------- the stages in order
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run: the verb, the command a user would type, and the call that does it."""
+
+    verb: str
+    command: str
+    call: Callable[[], Any]
+
+
+def flags(config: Any) -> str:
+    """The flags that differ from their defaults, as a user would type them."""
+    parts = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value == default:
+            continue
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(flag if value else "--no-" + f.name.replace("_", "-"))
+        elif isinstance(value, tuple):
+            parts += [flag, *(shlex.quote(str(v)) for v in value)]
+        else:
+            parts += [flag, shlex.quote(str(value))]
+    return " ".join(parts)
+
+
+def steps(project: Project) -> Iterator[Step]:
+    """The stages of a project in order. Modules are imported when their step is reached."""
+    config, settings, built = project.config, project.settings, project.built
+    own_pairs = [project.path(p) for p in config.pairs]
+    evaluation = [project.path(p) for p in config.evaluation]
+    sources = [project.path(d) for d in config.documents]
+
+    def step(
+        verb: str, arguments: list[Any], stage_config: Any, call: Callable[[], Any], out: Path | None = None
+    ) -> Step:
+        words = ["luthier", verb, *(_shown(a, project.folder) for a in arguments)]
+        words += ["--out", _shown(out, project.folder)] if out else []
+        return Step(verb, " ".join([*words, flags(stage_config)]).strip(), call)
+
+    def with_general(stage_config: Any) -> Any:
+        return dataclasses.replace(stage_config, general=config.general)
+
+    from luthier.core.data.collect import collect
+
+    yield step(
+        "collect",
+        sources,
+        settings["collect"],
+        lambda: collect(sources, built("corpus"), settings["collect"]),
+        built("corpus"),
+    )
+    from luthier.core.data.questions import make_questions
+
+    own = ["--own", *own_pairs] if own_pairs else []
+    yield step(
+        "questions",
+        [built("corpus"), *own],
+        settings["questions"],
+        lambda: make_questions(built("corpus"), settings["questions"], own=own_pairs),
+    )
+    from luthier.core.training.tokenizer import train_tokenizer
+
+    if not config.base:
+        tokenizer_config = with_general(settings["tokenizer"])
+        yield step(
+            "train-tokenizer",
+            [built("corpus")],
+            tokenizer_config,
+            lambda: train_tokenizer([built("corpus")], built("tokenizer"), tokenizer_config, overwrite=True),
+            built("tokenizer"),
+        )
+    from luthier.core.data.encode import encode
+
+    encode_config = with_general(settings["encode"])
+    yield step(
+        "encode",
+        [built("corpus"), "--tokenizer", built("tokenizer")],
+        encode_config,
+        lambda: encode([built("corpus")], built("tokenizer"), built("shards"), encode_config, overwrite=True),
+        built("shards"),
+    )
+    from luthier.core.training.vectors import train_vectors
+
+    for method in config.vectors:
+        vectors_config = dataclasses.replace(settings["vectors"], method=method)
+        yield step(
+            "train-vectors",
+            [built("shards"), "--tokenizer", built("tokenizer")],
+            vectors_config,
+            lambda c=vectors_config: train_vectors(
+                [built("shards")], built(f"vectors-{c.method}"), c, tokenizer=built("tokenizer"), overwrite=True
+            ),
+            built(f"vectors-{method}"),
+        )
+    vectors = built(f"vectors-{config.vectors[0]}") if config.vectors else None
+    if not config.base:
+        from luthier.core.training.pretrain import pretrain
+
+        yield step(
+            "pretrain",
+            [built("shards"), "--tokenizer", built("tokenizer"), *(["--vectors", vectors] if vectors else [])],
+            settings["pretrain"],
+            lambda: pretrain(
+                built("shards"),
+                built("model"),
+                settings["pretrain"],
+                vectors=vectors,
+                tokenizer=built("tokenizer"),
+                overwrite=True,
+            ),
+            built("model"),
+        )
+    from luthier.core.training.finetune import finetune
+
+    yield step(
+        "finetune",
+        [built("model"), built("corpus") / "questions.jsonl", "--replay", built("shards")],
+        settings["finetune"],
+        lambda: finetune(
+            built("model"),
+            [built("corpus") / "questions.jsonl"],
+            built("tuned"),
+            settings["finetune"],
+            replay=built("shards"),
+            overwrite=True,
+        ),
+        built("tuned"),
+    )
+    from luthier.core.assistant.index import build_index
+
+    with_vectors = ["--vectors", vectors, "--tokenizer", built("tokenizer")] if vectors else []
+    yield step(
+        "index",
+        [built("corpus"), *with_vectors],
+        settings["index"],
+        lambda: build_index(
+            built("corpus"),
+            built("index"),
+            settings["index"],
+            vectors=vectors,
+            tokenizer=built("tokenizer"),
+            overwrite=True,
+        ),
+        built("index"),
+    )
+    from luthier.core.evaluation.evaluate import evaluate
+
+    own_questions = ["--questions", *evaluation] if evaluation else []
+    yield step(
+        "evaluate",
+        [built("model"), built("tuned"), "--corpus", built("corpus"), "--index", built("index"), *own_questions],
+        settings["evaluate"],
+        lambda: evaluate(
+            [built("model"), built("tuned")],
+            built("evaluation"),
+            settings["evaluate"],
+            corpus=built("corpus"),
+            index=built("index"),
+            questions=evaluation,
+            vectors=[built(f"vectors-{m}") for m in config.vectors],
+            assistant=settings["assistant"],
+            overwrite=True,
+        ),
+        built("evaluation"),
+    )
+
+
+def _shown(value: Any, folder: Path) -> str:
+    """An argument as a user in the project folder would type it."""
+    if isinstance(value, Path) and value.is_relative_to(folder):
+        value = value.relative_to(folder)
+    return shlex.quote(str(value))
+
+
+@dataclass
+class Run:
+    """What a run did: seconds by step, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_project(folder: Path) -> Run:
+    """Bring every stage of the project up to date, echoing each as the command a user would type.
+
+    Raises the error of the stage that failed; what earlier stages made stays, and the next run goes on from there.
+    """
+    project, done = load_project(folder), Run()
+    for step in steps(project):
+        say(f"\n$ {step.command}")
+        start = time.perf_counter()
+        result = step.call()
+        done.seconds[step.verb] = done.seconds.get(step.verb, 0.0) + time.perf_counter() - start
+        if result is not None and not isinstance(result, Path) and type(result).__str__ is not object.__str__:
+            say(str(result))
+        say(f"  {duration(time.perf_counter() - start)}")
+    return done
+
+
+def watch_project(folder: Path, *, every: float = 2.0, rounds: int | None = None) -> None:
+    """Run, then run again whenever a document, the settings or the pairs change; an error is shown and waited out.
+
+    `every` seconds between looks; a change must have rested for one look, so that half-copied files are not read.
+    `rounds` ends after that many runs (for tests); None goes on until Ctrl-C.
+    """
+    seen: dict[str, tuple[int, int]] | None = None
+    while rounds is None or rounds > 0:
+        now = _state(folder)
+        if now == seen:
+            time.sleep(every)
+            continue
+        if seen is not None:
+            time.sleep(every)
+            if _state(folder) != now:
+                continue
+        try:
+            run_project(folder)
+        except LuthierError as error:
+            say(f"luthier: {error}")
+        seen, rounds = now, None if rounds is None else rounds - 1
+        say("watching for changes; Ctrl-C ends")
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file that a run reads."""
+    settings = folder / SETTINGS
+    try:
+        project = load_project(folder)
+    except ConfigError:  # shown by the run itself; here only the file that must change matters
+        return {str(settings): (settings.stat().st_size, settings.stat().st_mtime_ns)}
+    roots = [settings, project.built("corpus") / "questions.jsonl"]
+    roots += [project.path(p) for p in (*project.config.documents, *project.config.pairs, *project.config.evaluation)]
+    files = [f for root in roots for f in ([root] if root.is_file() else root.rglob("*")) if f.is_file()]
+    return {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}

@@ -1,0 +1,73 @@
+"""`luthier evaluate`: how a model behaves before and after. The work is in `core/evaluation/evaluate.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from luthier.core.evaluation.evaluate import EvaluateConfig, evaluate
+from luthier.core.show.evaluation import print_evaluation
+from luthier.scripts.cli import parse, run
+
+
+@dataclass
+class Command:
+    """Measure a model, or two (before and after tuning), on questions and on held-out text.
+
+    Goes in: one or two model folders; a corpus for held-out text and rule-made questions; an index for retrieval; your
+    own questions as JSON lines {"question", "set", "answer", "facts"} with set paraphrase, volatile or unanswerable.
+
+    Comes out: a folder with results.json (every number with its 95% interval), samples.jsonl (every answer) and
+    report.html (one page with plots).
+
+    Example: luthier evaluate build/model build/tuned --corpus build/corpus --index build/index --out evaluation/
+
+    Takes about 10 s for 300 questions with a model of 3 million parameters on 2 cores.
+    """
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """One model folder, or two: before tuning and after."""
+    corpus: Path | None = None
+    """Corpus whose validation documents give bits per byte and whose questions.jsonl gives rule-made questions."""
+    index: Path | None = None
+    """Index to answer from; without it only the models are asked."""
+    questions: tuple[Path, ...] = ()
+    """Your own evaluation questions, JSON lines."""
+    vectors: tuple[Path, ...] = ()
+    """Vectors folders to draw a map of in the report."""
+    out: Path = Path("evaluation")
+    """Folder for the results."""
+    overwrite: bool = False
+    """Replace different results in --out."""
+    json: bool = False
+    """Print the results as JSON instead of a table."""
+    config: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parse(Command, "evaluate", argv)
+    result = evaluate(
+        command.models,
+        command.out,
+        command.config,
+        corpus=command.corpus,
+        index=command.index,
+        questions=command.questions,
+        vectors=command.vectors,
+        overwrite=command.overwrite,
+    )
+    if command.json:
+        print(json.dumps(result.results))
+    else:
+        print_evaluation(result.results)
+        print(f"\nreport: {result.out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
