@@ -19,7 +19,7 @@ class Command:
 
     Goes in: nothing, or the folders where your documents lie, or a model folder to start from.
 
-    Comes out: NAME/luthier.toml with the settings of every stage, NAME/documents/ (unless --documents points elsewhere).
+    Comes out: NAME/luthier.toml with the settings of every stage, and NAME/documents/ unless --documents is given.
 
     Example: luthier new handbook --documents ~/shared/handbook ~/shared/mail, then: luthier run handbook
 

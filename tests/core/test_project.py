@@ -1,0 +1,72 @@
+"""luthier.toml: what is read, what is refused and in which words; new projects; the flags echoed for each stage."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.project import flags, from_table, load_project, new_project
+
+
+@dataclass(frozen=True)
+class Example:
+    size: int = 3
+    rate: float = 0.5
+    names: tuple[str, ...] = ()
+    kind: Literal["a", "b"] = "a"
+    on: bool = True
+    limit: int | None = None
+
+
+def test_from_table_reads_every_type():
+    table = {"size": 4, "rate": 1, "names": ["x", "y"], "kind": "b", "on": False, "limit": 7}
+    assert from_table(Example, table, "f") == Example(4, 1.0, ("x", "y"), "b", False, 7)
+
+
+@pytest.mark.parametrize(
+    "table", [{"size": 1.5}, {"size": True}, {"rate": "1"}, {"names": [1]}, {"kind": "c"}, {"on": 1}, {"limit": "x"}]
+)
+def test_from_table_refuses_wrong_types(table):
+    with pytest.raises(ConfigError, match=f"f: \\[e\\] {next(iter(table))} = "):
+        from_table(Example, table, "f: [e]")
+
+
+def test_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'names'"):
+        from_table(Example, {"name": []}, "f")
+    folder = new_project(tmp_path / "p")
+    (folder / "luthier.toml").write_text("[colect]\n")
+    with pytest.raises(ConfigError, match=r"luthier.toml: no table \[colect\]; did you mean 'collect'\?"):
+        load_project(folder)
+    (folder / "luthier.toml").write_text("[pretrain\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_project(folder)
+
+
+def test_flags_are_what_differs_from_the_defaults():
+    assert flags(Example()) == ""
+    assert flags(Example(size=9, names=("a b", "c"), on=False)) == "--size 9 --names 'a b' c --no-on"
+
+
+def test_new_project_reads_back_and_is_never_overwritten(tmp_path):
+    (tmp_path / "my documents").mkdir()
+    folder = new_project(tmp_path / "handbook", documents=(tmp_path / "my documents",))
+    project = load_project(folder)
+    assert project.config.name == "handbook"
+    assert project.path(project.config.documents[0]) == tmp_path / "my documents"
+    assert project.built("model") == folder / "build" / "model"
+    with pytest.raises(InputError, match="exists already"):
+        new_project(folder)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        new_project(tmp_path / "other", base=tmp_path)
+    with pytest.raises(InputError, match="luthier new NAME"):
+        load_project(tmp_path)
+
+
+def test_a_base_model_stands_for_model_and_tokenizer(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    project = load_project(new_project(tmp_path / "p", base=tmp_path / "base"))
+    assert project.built("model") == project.built("tokenizer") == tmp_path / "base"
+    assert project.config.general == "none"

@@ -1,0 +1,72 @@
+"""The command line: every verb explains itself at once, errors are short, exit codes are those promised."""
+
+import subprocess
+import sys
+
+import pytest
+
+from luthier.core.errors import InputError
+from luthier.scripts.cli import VERBS, main, run
+
+ALL_VERBS = [verb for group in VERBS.values() for verb in group]
+ISSUED = (
+    "new run collect questions train-tokenizer train-vectors encode pretrain finetune evaluate index chat write serve "
+    "show bench demo"
+)
+
+
+def test_all_verbs_are_there():
+    assert sorted(ALL_VERBS) == sorted(ISSUED.split())
+
+
+@pytest.mark.parametrize("verb", ALL_VERBS)
+def test_help_explains_and_imports_nothing_heavy(verb):
+    """Help answers at once because no verb's help imports torch, numba, transformers or the OCR engine."""
+    code = (
+        "import sys\nfrom luthier.scripts.cli import main\n"
+        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        "heavy = {'torch', 'numba', 'onnxruntime', 'rapidocr', 'scipy', 'matplotlib', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for part in ("Goes in:", "Comes out:", "Example: luthier " + verb, "Takes"):
+        assert part in done.stdout, part
+
+
+def test_overview_and_version(capsys):
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {verb}" in overview for verb in ALL_VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("luthier ")
+
+
+def test_wrong_verb_and_wrong_flag_are_usage_errors(capsys):
+    assert main(["colect"]) == 2
+    assert "did you mean 'collect'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["new", "x", "--bas", "y"])
+    assert stop.value.code == 2
+
+
+def test_errors_for_the_user_are_short_and_defects_keep_their_trace(capsys):
+    def bad_input(argv):
+        raise InputError("file.txt:3: not UTF-8")
+
+    def defect(argv):
+        raise ValueError("a bug")
+
+    assert run(bad_input, []) == 1
+    assert capsys.readouterr().err == "luthier: file.txt:3: not UTF-8\n"
+    with pytest.raises(InputError):
+        run(bad_input, ["--debug"])
+    with pytest.raises(ValueError, match="a bug"):
+        run(defect, [])
+
+
+def test_interrupt_is_code_130():
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert run(interrupted, []) == 130
