@@ -163,9 +163,13 @@ def read_manifest(folder: Path, stage: str | None = None) -> dict[str, Any]:
         raise ArtifactError(f"{folder} {state}{made_by}")
     manifest = read_json(path)
     if manifest.get("format", 0) > FORMAT:
-        raise ArtifactError(f"{path} has format {manifest['format']}, this luthier reads up to {FORMAT}; upgrade luthier")
+        raise ArtifactError(
+            f"{path} has format {manifest['format']}, this luthier reads up to {FORMAT}; upgrade luthier"
+        )
     if stage is not None and manifest["stage"] != stage:
-        raise ArtifactError(f"{folder} was made by `luthier {manifest['stage']}`, expected the output of `luthier {stage}`")
+        raise ArtifactError(
+            f"{folder} was made by `luthier {manifest['stage']}`, expected the output of `luthier {stage}`"
+        )
     return manifest
 
 
@@ -192,7 +196,9 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise LockedError(f"{path} is being written by {file.read().strip() or 'another process'}; wait for it") from error
+            raise LockedError(
+                f"{path} is being written by {file.read().strip() or 'another process'}; wait for it"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
@@ -262,7 +268,9 @@ class Artifact:
         self._started = time.time()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stack:
             if kind is None:
                 self._finish()
