@@ -53,8 +53,11 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# Written by people or by other stages into a finished folder; not part of what the stage made.
-NOT_OUTPUT = {MANIFEST, "work.json", "questions.jsonl", "questions.manifest.json"}
+MARK = "work.json"  # in a folder being built: whose work it is
+# Written by people or by other stages into a finished folder: not part of what the stage made, and carried over when
+# the folder is made anew.
+CARRIED = ("questions.jsonl", "questions.manifest.json")
+NOT_OUTPUT = {MANIFEST, MARK, *CARRIED}
 
 
 # ---------------------------------------------------------------- files
@@ -130,7 +133,7 @@ def content_hash(path: Path) -> str:
     path = Path(path)
     if path.is_file():
         return hash_file(path)
-    if (path / MANIFEST).is_file():
+    if _is_artifact(path):
         return manifest_hash(read_manifest(path))
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
@@ -162,7 +165,9 @@ def read_manifest(folder: Path, stage: str | None = None) -> dict[str, Any]:
         made_by = f"; make it with `luthier {stage}`" if stage else ""
         raise ArtifactError(f"{folder} {state}{made_by}")
     manifest = read_json(path)
-    if manifest.get("format", 0) > FORMAT:
+    if not _is_manifest(manifest):
+        raise ArtifactError(f"{path} was not written by luthier; {folder} is not the output of a stage")
+    if manifest["format"] > FORMAT:
         raise ArtifactError(
             f"{path} has format {manifest['format']}, this luthier reads up to {FORMAT}; upgrade luthier"
         )
@@ -173,14 +178,75 @@ def read_manifest(folder: Path, stage: str | None = None) -> dict[str, Any]:
     return manifest
 
 
+def _is_manifest(value: Any) -> bool:
+    """Whether a manifest.json is ours: web applications and browsers' extensions have files of that name too."""
+    return isinstance(value, dict) and isinstance(value.get("format"), int) and {"stage", "outputs"} <= value.keys()
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether `folder` holds a manifest of ours; another program's manifest.json makes no artefact."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        return _is_manifest(read_json(folder / MANIFEST))
+    except InputError:
+        return False
+
+
+# ---------------------------------------------------------------- the exchange
+
+
+def _beside(folder: Path, role: str) -> Path:
+    return folder.with_name(f".{folder.name}.{role}")
+
+
+def _exchange(folder: Path) -> None:
+    """Put the finished `.building` folder into its place. Each step may be the last before a kill; done again from the
+    start by `_repair`, all of them lead to the same end."""
+    old, building = _beside(folder, "old"), _beside(folder, "building")
+    if folder.exists():
+        _remove(old)
+        folder.rename(old)
+    # Only now, with the old folder out of a person's reach, is its questions.jsonl final.
+    for name in CARRIED:
+        if (old / name).is_file():
+            with atomic_open(building / name, "wb") as file:
+                file.write((old / name).read_bytes())
+    building.rename(folder)
+    _sync_folder(folder.parent)
+    _remove(old)
+
+
 def _repair(folder: Path) -> None:
     """Finish an exchange that a kill interrupted: the old folder was moved away and the new one not yet in."""
-    old = folder.with_name(f".{folder.name}.old")
-    building = folder.with_name(f".{folder.name}.building")
-    if old.is_dir() and not folder.exists():
-        (building if (building / MANIFEST).is_file() else old).rename(folder)
-    if old.is_dir() and folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    old = _beside(folder, "old")
+    if not old.exists():
+        return
+    try:
+        with locked(folder):
+            _repair_locked(folder)
+    except LockedError:  # its writer is alive and in the middle of the exchange, which takes milliseconds
+        deadline = time.monotonic() + 5
+        while not folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _repair_locked(folder: Path) -> None:
+    old, building = _beside(folder, "old"), _beside(folder, "building")
+    if old.exists() and not folder.exists():
+        if (building / MANIFEST).is_file():
+            _exchange(folder)
+        else:
+            old.rename(folder)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -189,9 +255,12 @@ def locked(path: Path) -> Iterator[None]:
     import fcntl
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a+", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _beside(path, "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}: {error.filename}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -221,11 +290,15 @@ class Artifact:
         *,
         documents: Iterable[Mapping[str, str]] = (),
         overwrite: bool = False,
+        caches: Iterable[str] = (),
     ) -> None:
         """`inputs` maps a name to a path (hashed here) or to a ready hash; `documents` are {path, sha256} of what went
-        in, taken from the inputs' manifests where left out. Raises ArtifactError if `out` holds other work."""
+        in, taken from the inputs' manifests where left out. `caches` are sub-folders whose files stay good whatever
+        else changes: they come along from the old folder and from an interrupted try of other work, and are not
+        counted among the outputs. Raises ArtifactError if `out` holds other work."""
         self.out = Path(out)
         self.stage = stage
+        self.caches = tuple(caches)
         _repair(self.out)
         self.identity = json.loads(
             json.dumps(
@@ -242,13 +315,14 @@ class Artifact:
             )
         )
         self.documents = [dict(d) for d in documents] or _documents_of(inputs.values())
-        self.folder = self.out.with_name(f".{self.out.name}.building")
+        self.folder = _beside(self.out, "building")
         self.done = self.resumed = False
         self._stack = contextlib.ExitStack()
-        if (self.out / MANIFEST).is_file():
+        if _is_artifact(self.out):
             manifest = read_manifest(self.out)
-            self.done = all(manifest.get(key) == value for key, value in self.identity.items())
-            if not self.done and not overwrite:
+            same = all(manifest.get(key) == value for key, value in self.identity.items())
+            self.done = same and all((self.out / name).is_file() for name in manifest["outputs"])
+            if not same and not overwrite:
                 raise ArtifactError(
                     f"{self.out} exists and holds different work (`luthier {manifest['stage']}` with other settings or "
                     f"inputs)\nGive another --out, or --overwrite to replace it."
@@ -258,15 +332,34 @@ class Artifact:
 
     def __enter__(self) -> Artifact:
         self._stack.enter_context(locked(self.out))
-        mark = self.folder / "work.json"
-        if mark.is_file() and read_json(mark) == self.identity:
-            self.resumed = True
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_json(mark, self.identity)
+        try:
+            self._prepare()
+        except BaseException:
+            self._stack.close()
+            raise
         self._started = time.time()
         return self
+
+    def _prepare(self) -> None:
+        """Go on in the folder of an interrupted try, or make a fresh one."""
+        mark = self.folder / MARK
+        if _holds(mark, self.identity):
+            self.resumed = True
+        else:
+            spare = _beside(self.out, "caches")
+            for name in self.caches:
+                if (self.folder / name).is_dir() and not (spare / name).exists():
+                    spare.mkdir(exist_ok=True)
+                    (self.folder / name).rename(spare / name)
+            _remove(self.folder)
+            self.folder.mkdir(parents=True)
+            for name in self.caches:
+                if (spare / name).is_dir():
+                    (spare / name).rename(self.folder / name)
+            _remove(spare)
+            write_json(mark, self.identity)
+        for name in self.caches:
+            _link_missing(self.out / name, self.folder / name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -276,26 +369,43 @@ class Artifact:
                 self._finish()
 
     def _finish(self) -> None:
-        (self.folder / "work.json").unlink()
+        (self.folder / MARK).unlink()
+        outputs = {}
+        for file in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            name = file.relative_to(self.folder)
+            if name.parts[0] not in self.caches and name.name not in NOT_OUTPUT:
+                outputs[name.as_posix()] = hash_file(file)
         manifest = {
             "format": FORMAT,
             **self.identity,
-            "outputs": {
-                file.relative_to(self.folder).as_posix(): hash_file(file)
-                for file in sorted(self.folder.rglob("*"))
-                if file.is_file() and file.name not in NOT_OUTPUT
-            },
+            "outputs": outputs,
             "documents": self.documents,
             "run": run_facts(time.time() - self._started),
         }
         write_json(self.folder / MANIFEST, manifest)
-        old = self.out.with_name(f".{self.out.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.out.exists():
-            self.out.rename(old)
-        self.folder.rename(self.out)
-        _sync_folder(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _exchange(self.out)
+
+
+def _holds(mark: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder being built belongs to this work; a mark that cannot be read belongs to nobody."""
+    try:
+        return mark.is_file() and read_json(mark) == identity
+    except InputError:
+        return False
+
+
+def _link_missing(source: Path, target: Path) -> None:
+    """Bring the files of `source` into `target` where they are not there yet: as hard links, or copies where the file
+    system has none. Files written by `atomic_open` are never changed in place, so a link is as good as a copy."""
+    if not source.is_dir():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and not (target / file.name).exists():
+            try:
+                os.link(file, target / file.name)
+            except OSError:
+                shutil.copyfile(file, target / file.name)
 
 
 def run_facts(seconds: float) -> dict[str, Any]:
@@ -319,7 +429,7 @@ def _documents_of(inputs: Iterable[Path | str | None]) -> list[dict[str, str]]:
     """The documents that the input artefacts were made from, in order and without repeats."""
     seen: dict[str, dict[str, str]] = {}
     for path in inputs:
-        if isinstance(path, Path) and (path / MANIFEST).is_file():
+        if isinstance(path, Path) and _is_artifact(path):
             for document in read_manifest(path).get("documents", []):
                 seen.setdefault(json.dumps(document, sort_keys=True), document)
         elif isinstance(path, Path) and path.is_file():
