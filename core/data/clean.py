@@ -83,36 +83,36 @@ def running_lines(blocks: Sequence[Block], depth: int = 2) -> dict[tuple[int, in
     """Find running headers, footers and page numbers: {(block index, line index): line}.
 
     Looked at are the outermost `depth` lines of every page. A line goes if it stands, but for white space, on three
-    pages or on most of them; a line that is the same but for its digits goes if the digits count the pages or if it is
-    on most pages. Headings go only when identical on most pages: `Step 1`, `Step 2` on two slides are content.
+    pages or on most of them; one that is the same but for its digits goes if on three pages a number in it counts the
+    pages: `Report 7, page 12` goes, a catalogue's `Price 90 EUR` stays. Headings go only when identical on most pages.
     """
     edges = _edge_lines(blocks, depth)
     pages = len({page for page, *_ in edges})
     if pages < 2:
         return {}
     same: dict[str, set[int]] = {}
-    alike: dict[str, set[int]] = {}
-    offsets: Counter[tuple[str, int]] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
     for page, _, _, line in edges:
         same.setdefault(_plain(line), set()).add(page)
-        shape = re.sub(r"\d+", "#", _plain(line))
-        alike.setdefault(shape, set()).add(page)
-        offsets.update({(shape, int(number) - page) for number in re.findall(r"\d{1,6}", line)})
+        counts.update(_countings(line, page))
     found = {}
     for page, index, row, line in edges:
-        on_same, shape = len(same[_plain(line)]), re.sub(r"\d+", "#", _plain(line))
-        most = 2 * on_same > pages and on_same >= 2
+        on = len(same[_plain(line)])
+        most = 2 * on > pages and on >= 2
         if blocks[index].kind == "heading":
-            runs = most and on_same >= 3
-        elif _is_page_number(line, page, pages):
-            runs = True
+            runs = most and on >= 3
         else:
-            counted = any(offsets[shape, int(n) - page] >= 3 for n in re.findall(r"\d{1,6}", line))
-            alike_on_most = "#" in shape and 2 * len(alike[shape]) > pages and len(alike[shape]) >= 3
-            runs = on_same >= 3 or most or counted or (alike_on_most and shape != "#")
+            counted = any(counts[counting] >= 3 for counting in _countings(line, page))
+            runs = on >= 3 or most or counted or _is_page_number(line, page, pages)
         if runs:
             found[index, row] = line
     return found
+
+
+def _countings(line: str, page: int) -> set[tuple[str, int]]:
+    """(line without digits, number − page) for each number: equal on pages whose numbers count them."""
+    shape = re.sub(r"\d+", "#", _plain(line))
+    return {(shape, int(number) - page) for number in re.findall(r"\d{1,6}", line)}
 
 
 def _edge_lines(blocks: Sequence[Block], depth: int) -> list[tuple[int, int, int, str]]:

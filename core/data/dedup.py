@@ -100,7 +100,7 @@ def similar_pairs(sets: Sequence[np.ndarray], threshold: float) -> dict[tuple[in
             continue
         signature = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)  # the shingles are hashes already
         signature.update_batch((values & np.uint64(0xFFFFFFFF)).tolist())
-        for i in sorted(index.query(signature)):
+        for i in sorted(int(str(key)) for key in index.query(signature)):
             similarity = jaccard(sets[i], values)
             if similarity >= threshold:
                 pairs[i, j] = similarity

@@ -121,7 +121,8 @@ def points(sentence: str) -> bool:
 
 
 POINTING = re.compile(
-    r"(?i)\b(below|above|there are (a few|several|many|some|other|different|multiple|a number)|(as|the) follow(s|ing)|here (is|are)|click|see (the|also|our|this|here)|"
+    r"(?i)\b(below|above|there are (a few|several|many|some|other|different|multiple|a number)|(as|the) follow(s|ing)|"
+    r"here (is|are)|click|see (the|also|our|this|here)|"
     r"(this|these|the following) (form|link|page|guide|document|section|table|list|video|template|instructions?|steps?|"
     r"questions?|resources?|tips|examples?)|unten|oben|folgende\w*|siehe|hier (ist|sind|finden))\b"
 )
