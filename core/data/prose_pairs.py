@@ -152,7 +152,8 @@ def _defined(
 ) -> Iterator[Pair]:
     term = re.sub(r"[“”„\"*_]", "", term)
     article = re.match(r"(?:An?|The|Ein|Eine|Der|Die|Das)\s", term)
-    first = term if article else _as_inside(term, reading)
+    plural = groups.get("verb") == "are"  # names are rarely plural
+    first = term if article else decapitalise(term, "en") if plural else _as_inside(term, reading)
     asked = first[0].lower() + first[1:] if article else first
     bare = re.sub(r"^(?:an?|the|ein|eine|der|die|das)\s+", "", asked, flags=re.IGNORECASE)
     if groups.get("means") or groups.get("under"):

@@ -132,9 +132,8 @@ def facts_of(answer: str, question: str, rarity: Rarity, limit: int = 2) -> list
     for pattern in (ADDRESS, NUMBER, NAME):
         found: list[str] = []
         for match in pattern.finditer(answer):
-            fact = match.group().strip(" .,:;/–-")
-            new = fact.casefold() not in asked and not any(fact.casefold() in f.casefold() for f in found)
-            if new and (pattern is not NAME or _is_name(answer, match, rarity)):
+            fact = _name(answer, match, rarity) if pattern is NAME else match.group().strip(" .,:;/–-")
+            if fact and fact.casefold() not in asked and not any(fact.casefold() in f.casefold() for f in found):
                 found.append(fact)
         if found:
             return found[:limit]
@@ -146,8 +145,13 @@ def facts_of(answer: str, question: str, rarity: Rarity, limit: int = 2) -> list
     return [answer[answer.lower().index(w) :][: len(w)] for w in words[:1]]
 
 
-def _is_name(answer: str, match: re.Match[str], rarity: Rarity) -> bool:
-    """A capitalised run that is not merely the beginning of a sentence or of a quotation."""
-    before = answer[: match.start()].rstrip()
+def _name(answer: str, match: re.Match[str], rarity: Rarity) -> str:
+    """A capitalised run without leading function words (`The EC2`); empty where only the beginning of a sentence or of
+    a quotation made the capital, or where the name is all over the corpus."""
+    words = match.group().split(" ")
+    while words and words[0].casefold() in STOP_WORDS:
+        words.pop(0)
+    name = " ".join(words)
+    before = answer[: match.end() - len(name)].rstrip()
     begins = not before or before[-1] in ".:;!?“„\"'(-–—*`"
-    return bool(content_words(match.group())) and not begins and not rarity.common(match.group())
+    return name if content_words(name) and not begins and not rarity.common(name) else ""
