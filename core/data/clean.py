@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Container, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -161,7 +161,7 @@ def vocabulary_of(texts: Iterable[str]) -> Counter[str]:
     return counts
 
 
-def dehyphenate(text: str, vocabulary: Counter[str]) -> tuple[str, int]:
+def dehyphenate(text: str, vocabulary: Container[str]) -> tuple[str, int]:
     """Mend words broken at line ends; returns the text and how many hyphens were removed.
 
     `left-⏎right` becomes one word if that word occurs in `vocabulary`, or if `left` alone is no word of it and
@@ -219,7 +219,7 @@ def _spaces(text: str, kind: str) -> str:
 # ---------------------------------------------------------------- all steps on one document
 
 
-def clean_blocks(blocks: Sequence[Block], vocabulary: Counter[str] | None = None) -> Cleaned:
+def clean_blocks(blocks: Sequence[Block], vocabulary: MutableMapping[str, int] | None = None) -> Cleaned:
     """Steps 1 to 5 on one document. `vocabulary` (of the whole corpus) helps to mend hyphens; the document's own words
     are always used."""
     mended = [replace(b, text=mend(b.text)) for b in blocks]
@@ -231,9 +231,7 @@ def clean_blocks(blocks: Sequence[Block], vocabulary: Counter[str] | None = None
     if running:
         rules.append(f"running-lines: {len(running)}")
     kept = [replace(b, text=_without(b.text, {r for i, r in running if i == n})) for n, b in enumerate(mended)]
-    words = vocabulary_of(b.text for b in kept)
-    if vocabulary is not None:
-        words.update(vocabulary)
+    words = ChainMap(vocabulary_of(b.text for b in kept), vocabulary or {})
     out, hyphens = [], 0
     for block in kept:
         text = block.text

@@ -40,10 +40,9 @@ class CollectConfig:
     """What is kept of the documents read, and which of them are held out."""
 
     volatile: tuple[str, ...] = ()
-    """Path patterns of what changes (`news`, `*prices*`): looked up, never trained. A pattern fits a path or a folder
-    of it; `*` also stands for `/`."""
+    """Patterns on the path or a folder of it of what changes (`news`, `*prices*`): looked up, never trained."""
     validation: tuple[str, ...] = ()
-    """Path patterns of documents that are always held out of training, with whatever resembles them."""
+    """Patterns of documents that are always held out of training, with whatever resembles them."""
     validation_fraction: float = 0.1
     """Share of the stable text, in characters, held out to measure on."""
     near_duplicate: float = 0.8

@@ -359,16 +359,17 @@ def wording(text: str) -> str:
 
 
 def _once(offered: Iterable[Question]) -> list[Question]:
-    """Each question once. Where documents of one kind answer it differently, it is ambiguous: the first is kept only if
-    it is a person's or if its document asks it by name."""
+    """Each question once. Where documents answer it differently, it is ambiguous and not asked: two price lists, two
+    pages that say how to apply. A person's answer stands, and so does the first definition of a term."""
     groups: dict[str, list[Question]] = {}
     for q in offered:
         groups.setdefault(wording(q.question), []).append(q)
     chosen = []
     for group in groups.values():
-        answers = {wording(q.answer) for q in group}
-        if len(answers) == 1 or group[0].made_by == "person" or len({q.path for q in group}) == 1:
-            chosen.append(group[0])
+        first = group[0]
+        agree = len({wording(q.answer) for q in group}) == 1 or len({q.path for q in group}) == 1
+        if agree or first.made_by in ("person", "rule:glossary", "rule:definition"):
+            chosen.append(first)
     return chosen
 
 

@@ -690,3 +690,55 @@ def test_is_sentence() -> None:
     assert not is_sentence("keep it dry.")
     assert not is_sentence("Keep it dry")
     assert not is_sentence("Bring these:")
+
+
+# ---------------------------------------------------------------- a real handbook
+
+
+@pytest.fixture(scope="module")
+def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of the public handbook in $LUTHIER_TEST_DATA, pages that real people wrote for real people."""
+    import os
+
+    from luthier.core.data.collect import collect
+
+    data = os.environ.get("LUTHIER_TEST_DATA")
+    if not data:
+        pytest.skip("LUTHIER_TEST_DATA is not set")
+    corpus = tmp_path_factory.mktemp("handbook") / "corpus"
+    collect([Path(data) / "docs" / "handbook"], corpus)
+    make_questions(corpus)
+    return corpus
+
+
+def test_pairs_of_a_real_handbook_keep_every_promise(handbook: Path) -> None:
+    from luthier.core.data.corpus import read_corpus
+
+    documents = {d.id: d for d in read_corpus(handbook)}
+    questions = read_questions(handbook)
+    assert len(questions) > 300
+    assert {q.made_by for q in questions} >= {f"rule:{r}" for r in RULE_NAMES if r != "mail"}
+    for q in questions:
+        document = documents[q.document]
+        assert (q.path, q.kind, q.split) == (document.source.path, document.kind, document.split)
+        assert 1 <= len(q.answer.split()) <= 40
+        assert q.answer[-1] in '.!…"”’)»“'
+        assert q.facts
+        assert not re.search(r"\]\(|\{%|\n", q.question + q.answer)
+        cited = " ".join(document.text[q.start : q.end].split())
+        if q.made_by in ("rule:definition", "rule:heading"):
+            assert q.answer == cited
+        if q.made_by == "rule:table":
+            assert all(f in re.sub(r"[\\<>*_`]", "", cited) or f in cited for f in q.facts)
+        assert all(f in q.answer for f in q.facts)
+    trained = [wording(w) for q in questions for w in (q.question, *q.phrasings)]
+    assert len(trained) == len(set(trained))
+    assert not set(trained) & {wording(h) for q in questions for h in q.held_out}
+    assert {q.split for q in questions} == {"train", "validation"}
+
+
+def test_a_handbook_makes_the_same_pairs_twice(handbook: Path) -> None:
+    before = (handbook / "questions.jsonl").read_bytes()
+    (handbook / "questions.jsonl").unlink()
+    make_questions(handbook)
+    assert (handbook / "questions.jsonl").read_bytes() == before
