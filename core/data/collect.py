@@ -175,7 +175,7 @@ def build_documents(
     extractions: Sequence[tuple[Extraction, str]], unopened: Iterable[tuple[str, str]], config: CollectConfig
 ) -> tuple[list[Document], list[dict[str, Any]]]:
     """Everything after reading: clean, judge, drop copies, split. Returns documents and rows of rejected.jsonl, both in
-    the order of their paths."""
+    the order of their paths, stable documents first."""
     rejected = [
         _rejected(_bare(Extraction("", path, "", ""), ""), "unreadable", 0, message) for path, message in unopened
     ]
@@ -190,7 +190,7 @@ def build_documents(
     documents, copies = _without_copies(documents, config)
     rejected += copies
     _split(documents, config)
-    documents.sort(key=lambda d: d.source.path)
+    documents.sort(key=lambda d: (d.kind != "stable", d.source.path))  # news come and go; the others keep their lines
     rejected.sort(key=lambda row: (row["source"]["path"], row["rule"], str(row["value"])))
     return documents, rejected
 

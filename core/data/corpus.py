@@ -7,6 +7,7 @@ the two files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from luthier.core.artifacts import read_jsonl, read_manifest
 from luthier.core.errors import ArtifactError, InputError
 
-__all__ = ["Document", "Source", "Span", "read_corpus"]
+__all__ = ["Document", "Source", "Span", "read_corpus", "trained_part"]
 
 Kind = Literal["stable", "volatile"]
 Split = Literal["train", "validation"]
@@ -95,3 +96,17 @@ def read_corpus(folder: Path) -> Iterator[Document]:
         yield document
     if empty:
         raise InputError(f"{folder} holds no document; see {folder}/rejected.jsonl for what was left out and why")
+
+
+def trained_part(folder: Path) -> tuple[str, list[dict[str, str]]]:
+    """What training reads of a corpus: a hash over its stable documents, and their {path, sha256} in order.
+
+    Volatile documents are looked up and never trained, so today's news must not make last month's model stale: a stage
+    that trains takes this hash as its input, not the corpus folder's.
+    """
+    digest, documents = hashlib.sha256(), []
+    for line, document in enumerate(read_corpus(folder)):
+        if document.kind == "stable":
+            digest.update(f"{line}\0{document.id}\0{document.split}\0{document.text}\0".encode())
+            documents.append({"path": document.source.path, "sha256": document.source.sha256})
+    return digest.hexdigest(), documents

@@ -1,0 +1,104 @@
+"""What all tests share: real data where it is, memory that shows when it was read before it was written, a small demo."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NO_DATA = "LUTHIER_TEST_DATA is not set: the folder of real texts, documents and vocabularies"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real test data; a test that asks for it is skipped where there is none."""
+    folder = os.environ.get("LUTHIER_TEST_DATA")
+    if not folder:
+        pytest.skip(NO_DATA)
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`torch.empty` gives NaN: whoever reads what nobody wrote cannot get away with memory that happens to be zero."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "empty"):
+        for name in ("empty", "empty_like"):
+            monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    yield
+
+
+def _poisoned(make: Any) -> Any:
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+    return poisoned
+
+
+# A sitecustomize module that takes away what a Mac does not have: Triton, and glibc under its name.
+HIDDEN = """
+import ctypes, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "triton" or name.startswith("triton."):
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden by a test)", name=name)
+
+sys.meta_path.insert(0, Hidden())
+real = ctypes.CDLL.__init__
+
+def refuse(self, name=None, *args, **kwargs):
+    if name and "libc.so" in str(name):
+        raise OSError(f"{name}: cannot open shared object file (hidden by a test)")
+    real(self, name, *args, **kwargs)
+
+ctypes.CDLL.__init__ = refuse
+"""
+# What makes the demo small: the whole walk in a minute, numbers of no worth.
+SMALL = {
+    "pretrain": ("steps = 8",),
+    "finetune": ("steps = 8",),
+    "evaluate": ("questions_per_set = 8", "resamples = 200"),
+}
+
+
+def shrink(settings: Path) -> None:
+    """Overwrite the settings in a luthier.toml that cost time."""
+    text = settings.read_text(encoding="utf-8")
+    for table, lines in SMALL.items():
+        for line in lines:
+            text = re.sub(rf"(?m)^{line.split()[0]} = .*\n", "", text)
+        block = f"[{table}]\n" + "\n".join(lines) + "\n"
+        text = re.sub(rf"(?m)^\[{table}\]\n", block, text) if f"[{table}]" in text else f"{text}\n{block}"
+    settings.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The demo's project folder, made with few steps and without Triton and glibc, and what the run printed."""
+    from luthier.examples import sample_company
+
+    root = tmp_path_factory.mktemp("demo")
+    (root / "hidden").mkdir()
+    (root / "hidden" / "sitecustomize.py").write_text(HIDDEN)
+    shutil.copytree(sample_company(), root / "luthier-demo", ignore=shutil.ignore_patterns("sources"))
+    shrink(root / "luthier-demo" / "luthier.toml")
+    environment = {**os.environ, "PYTHONPATH": str(root / "hidden"), "NO_COLOR": "1", "COLUMNS": "120"}
+    command = [sys.executable, "-m", "luthier.scripts.cli", "demo"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    return root / "luthier-demo", done
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests were skipped for want of real data, so that a green run without it is not mistaken."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_DATA in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped: {NO_DATA}")
