@@ -1,4 +1,4 @@
-"""What all tests share: real data where it is, memory that shows when it was read before it was written, a small demo."""
+"""What all tests share: real data, memory that shows when it was read before it was written, a small demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ SMALL = {
 }
 
 
-def shrink(settings: Path) -> None:
+def _shrink(settings: Path) -> None:
     """Overwrite the settings in a luthier.toml that cost time."""
     text = settings.read_text(encoding="utf-8")
     for table, lines in SMALL.items():
@@ -82,6 +82,12 @@ def shrink(settings: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def shrink() -> Callable[[Path], None]:
+    """A function that makes the run of a luthier.toml short."""
+    return _shrink
+
+
+@pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The demo's project folder, made with few steps and without Triton and glibc, and what the run printed."""
     from luthier.examples import sample_company
@@ -90,7 +96,7 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproce
     (root / "hidden").mkdir()
     (root / "hidden" / "sitecustomize.py").write_text(HIDDEN)
     shutil.copytree(sample_company(), root / "luthier-demo", ignore=shutil.ignore_patterns("sources"))
-    shrink(root / "luthier-demo" / "luthier.toml")
+    _shrink(root / "luthier-demo" / "luthier.toml")
     environment = {**os.environ, "PYTHONPATH": str(root / "hidden"), "NO_COLOR": "1", "COLUMNS": "120"}
     command = [sys.executable, "-m", "luthier.scripts.cli", "demo"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

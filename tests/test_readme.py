@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,8 @@ def place(small_demo: Demo) -> Path:
     return folder.parent
 
 
-def test_every_command_runs(place: Path) -> None:
+def test_every_command_runs(place: Path, shrink: Callable[[Path], None]) -> None:
     """In order, as a reader types them; settings are made small where a command would train."""
-    from conftest import shrink
-
     for command in OTHERS:
         words = shlex.split(command)
         assert words[0] == "luthier", command

@@ -1,4 +1,4 @@
-"""The whole process on the sample company, small: every stage fits the next, and nothing of it needs Triton or glibc."""
+"""The whole process on the sample company, small: every stage fits the next, without Triton or glibc."""
 
 from __future__ import annotations
 
