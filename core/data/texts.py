@@ -1,0 +1,196 @@
+"""Texts: one stream of plain text out of whatever a stage is given.
+
+    corpus folder          its stable documents (volatile ones are looked up, never trained), with split and line
+    .txt .md               one text a file
+    .jsonl                 one text a line, under the key "text"
+    .gz of those           the same, unpacked while reading
+    any other folder       the files above in it and below, in the order of their names
+    general="python"       the documentation inside Python's standard library (core/data/general.py)
+
+The tokenizer, the vectors and the shards all read through here, so that they see the same text in the same order. Bytes
+must be UTF-8: a file in another encoding stops the reading at its first wrong byte; a guess would be trained on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from luthier.core.artifacts import MANIFEST, read_json, read_manifest
+from luthier.core.console import say
+from luthier.core.data.corpus import Split, read_corpus
+from luthier.core.errors import InputError
+
+__all__ = ["General", "Text", "read_texts"]
+
+General = Literal["none", "python"]
+
+PLAIN = (".txt", ".md")
+SUFFIXES = (*PLAIN, ".jsonl")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text to learn from. `line` counts from 0 in the corpus' documents.jsonl and is −1 for anything else.
+
+    `split` is the corpus' own; everything else is `train`, and `origin` tells whether that was anybody's decision:
+    `encode` holds out a share of what came from a `file`.
+    """
+
+    text: str
+    split: Split = "train"
+    line: int = -1
+    name: str = ""
+    """The document's path in the corpus, `file:line` of a JSONL row, a file's path, or the name of a general text."""
+    origin: Literal["corpus", "file", "general"] = "file"
+
+
+def read_texts(inputs: Sequence[Path], *, general: General = "none") -> Iterator[Text]:
+    """Yield the texts of `inputs` in the order given, then the general text. Texts of white space only are left out.
+
+    Raises InputError at once for an input that is missing or of a kind that holds no text; while reading, for bytes
+    that are not UTF-8 (naming file and byte), a row without text (naming file and line), and if nothing was found.
+    """
+    files = [file for path in inputs for file in _find(Path(path))]
+    return _read(files, inputs, general)
+
+
+def _read(files: Sequence[Path], inputs: Sequence[Path], general: General) -> Iterator[Text]:
+    empty = True
+    for file in files:
+        for text in _read_one(file):
+            if text.text.strip():
+                empty = False
+                yield text
+    if general == "python":
+        from luthier.core.data.general import python_documentation
+
+        for name, text in python_documentation():
+            empty = False
+            yield Text(text, name=f"python: {name}", origin="general")
+    if empty:
+        raise InputError(
+            f"no text in {', '.join(map(str, inputs)) or 'no inputs'}\nGive a corpus, text or JSONL files."
+        )
+
+
+# ---------------------------------------------------------------- finding
+
+
+def _find(path: Path) -> list[Path]:
+    """The corpus folders and files behind one input."""
+    if path.is_file():
+        if not _suffix(path):
+            raise InputError(
+                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz of these, or a folder"
+                "\nRead documents first: luthier collect"
+            )
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    if stage := _stage(path):
+        if stage != "collect":
+            raise InputError(f"{path} was made by `luthier {stage}`; expected a corpus, text files or a folder of them")
+        return [path]
+    chosen, passed_over = _walk(path)
+    if not chosen:
+        raise InputError(f"{path} holds no {', '.join(SUFFIXES)} file\nRead documents first: luthier collect {path}")
+    if passed_over:
+        kinds = ", ".join(f"{kind} {n}" for kind, n in passed_over.most_common())
+        say(f"{path}: passed over what is no text ({kinds}); `luthier collect` reads documents")
+    return chosen
+
+
+def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The texts in a folder and below, in order of name, and a count of the rest. A corpus in it is read as a corpus;
+    what other stages made is not text."""
+    chosen: list[Path] = []
+    passed_over: Counter[str] = Counter()
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        if path.is_dir() and (stage := _stage(path)):
+            chosen += [path] if stage == "collect" else []
+            passed_over.update([f"output of {stage}"] if stage != "collect" else [])
+        elif path.is_dir():
+            inner, rest = _walk(path)
+            chosen += inner
+            passed_over.update(rest)
+        elif _suffix(path):
+            chosen.append(path)
+        else:
+            passed_over[path.suffix or path.name] += 1
+    return chosen, passed_over
+
+
+def _suffix(file: Path) -> str:
+    """`.txt` of `a.txt` and of `a.txt.gz`; empty for anything that is not read here."""
+    inner = Path(file.stem) if file.suffix.lower() == ".gz" else file
+    return inner.suffix.lower() if inner.suffix.lower() in SUFFIXES else ""
+
+
+def _stage(folder: Path) -> str:
+    """The stage that made a folder; empty for a folder that is no artefact."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return ""
+    value = read_json(manifest)
+    return read_manifest(folder)["stage"] if isinstance(value, dict) and "stage" in value else ""
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read_one(path: Path) -> Iterator[Text]:
+    if path.is_dir():
+        for line, document in enumerate(read_corpus(path)):
+            if document.kind == "stable":
+                yield Text(document.text, document.split, line, document.source.path, "corpus")
+    elif _suffix(path) in PLAIN:
+        with _open(path) as file:
+            yield Text(_decoded(file.read(), path), name=str(path))
+    else:
+        yield from _rows(path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _rows(path: Path) -> Iterator[Text]:
+    """The texts of a JSON-lines file, one line in memory at a time."""
+    offset = 0
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            text = _decoded(line, path, offset)
+            offset += len(line)
+            if text.strip():
+                yield Text(_field(text, f"{path}:{number}"), name=f"{path}:{number}")
+
+
+def _field(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+        raise InputError(
+            f'{where}: field \'text\' is missing or no text (found {found})\nExpected {{"text": "…"}} a line.'
+        )
+    return row["text"]
+
+
+def _decoded(data: bytes, path: Path, offset: int = 0) -> str:
+    """UTF-8 without a byte order mark, line ends as \\n."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x})\nSave it as UTF-8, or let "
+            "`luthier collect` find out its encoding."
+        ) from error
+    return (text.removeprefix("\ufeff") if offset == 0 else text).replace("\r\n", "\n")
