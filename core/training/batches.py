@@ -1,0 +1,174 @@
+"""Batches: which tokens are trained together at a step.
+
+Everything here is a function of (seed, epoch, position) and of nothing else. A run that was killed therefore needs to
+know only its step to go on with exactly the tokens it would have seen; there is no loader to save.
+
+**Windows** of a corpus. The documents of an epoch are put in a random order and joined to one ring of tokens, each
+document ending with the end-of-text token; the ring is cut into windows, which come in a random order of their own:
+
+    ring        … 7 4 4 9 ⏹ 3 8 1 1 2 ⏹ 5 …
+    ids             4 4 9 ⏹ 3 8 1 1             what the model reads
+    labels          4 9 ⏹ 3 8 1 1 2             what it shall say, one further on
+    document        0 0 0 1 1 1 1 1             tokens of different documents do not see each other
+
+A token belongs to the document of its *label*: the end-of-text token that closes one document is also the place from
+which the next one's first token is predicted, so no label is lost, and that is how a document is measured too
+(core/evaluation).
+
+**Packs** of examples. Conversations are short and of unequal length. Padding each to the longest wastes a third of
+the work; a pack lays several into one row, closed off from each other by `document`, the longest first into the
+emptiest row (Graham 1969's rule), so that the rows end nearly even.
+
+Legend: B rows, T tokens a row. Labels that are not trained are −100, padding has document −1.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORED", "Batch", "Example", "Windows", "chance", "mixed", "pack", "split_rows"]
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows trained together; `sources` name the documents or pairs they come from."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    document_BT: Tensor
+    sources: tuple[Any, ...] = ()
+
+    @property
+    def trained(self) -> int:
+        """Number of labels that count."""
+        return int((self.labels_BT != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stretch of tokens to train on: `ids`, `labels` and `document` of one length."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    document: np.ndarray
+    source: Any = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def chance(*address: int) -> np.random.Generator:
+    """The random generator that belongs to an address such as (seed, purpose, epoch)."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(address)))
+
+
+# ---------------------------------------------------------------- windows
+
+
+class Windows:
+    """Windows of `context` tokens over some of the documents of a token file, in endless epochs.
+
+    `tokens` is one long array, document d is tokens[offsets[d]:offsets[d + 1]] and called names[d]; `chosen` are the
+    documents to use. `number` keeps apart the random orders of several Windows of one run.
+    """
+
+    def __init__(
+        self,
+        tokens: Any,
+        offsets: np.ndarray,
+        names: Sequence[str],
+        chosen: np.ndarray,
+        *,
+        context: int,
+        seed: int,
+        number: int = 0,
+    ) -> None:
+        lengths = offsets[1:] - offsets[:-1]
+        self.tokens, self.starts, self.names, self.context = tokens, offsets[:-1], names, context
+        self.chosen = chosen[lengths[chosen] > 0]
+        self.lengths = lengths
+        self.total = int(lengths[self.chosen].sum())
+        self.count = -(-self.total // context)
+        self._order = lru_cache(maxsize=2)(lambda epoch: self._shuffled(epoch, seed, number))
+
+    def __len__(self) -> int:
+        """Windows in one epoch; the last one runs on into the first, so that every token is seen."""
+        return self.count
+
+    def _shuffled(self, epoch: int, seed: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        documents = chance(seed, number, epoch, 0).permutation(self.chosen)
+        windows = chance(seed, number, epoch, 1).permutation(self.count)
+        return documents, np.cumsum(self.lengths[documents]), windows
+
+    def __getitem__(self, position: int) -> Example:
+        """The window at `position`, counted from the start of the run through all epochs."""
+        documents, ends, windows = self._order(position // self.count)
+        start = int(windows[position % self.count]) * self.context
+        place = np.arange(start - 1, start + self.context)
+        ring = place % self.total
+        slot = np.searchsorted(ends, ring, side="right")
+        document = documents[slot]
+        tokens = self.tokens[self.starts[document] + ring - (ends[slot] - self.lengths[document])].astype(np.int64)
+        belongs = (slot + len(documents) * (place // self.total))[1:]
+        return Example(tokens[:-1], tokens[1:], belongs - belongs[0], tuple(self.names[d] for d in np.unique(document)))
+
+
+def mixed(first: Windows, second: Windows | None, share: float, position: int) -> Example:
+    """Window `position` of a mixture in which `share` of all windows come from `second`, evenly spread."""
+    if second is None or share <= 0:
+        return first[position]
+    before, after = int(position * share), int((position + 1) * share)
+    return second[before] if after > before else first[position - before]
+
+
+# ---------------------------------------------------------------- rows
+
+
+def pack(examples: Sequence[Example], row: int, pad_id: int) -> Batch:
+    """Lay examples into as few rows of about `row` tokens as hold them."""
+    longest = max(len(e) for e in examples)
+    rows = max(1, -(-sum(len(e) for e in examples) // max(row, longest)))
+    while True:
+        filled = _fill(examples, rows)
+        width = max(sum(len(examples[i]) for i in places) for places in filled)
+        if width <= max(row, longest):
+            break
+        rows += 1
+    ids = np.full((rows, width), pad_id, np.int64)
+    labels, document = np.full_like(ids, IGNORED), np.full_like(ids, -1)
+    for b, places in enumerate(filled):
+        at = number = 0
+        for e in (examples[i] for i in places):
+            span = slice(at, at + len(e))
+            ids[b, span], labels[b, span], document[b, span] = e.ids, e.labels, e.document + number
+            at, number = at + len(e), number + int(e.document[-1]) + 1
+    return Batch(*map(torch.from_numpy, (ids, labels, document)), tuple(e.source for e in examples))
+
+
+def _fill(examples: Sequence[Example], rows: int) -> list[list[int]]:
+    """Which examples go to which row: the longest first, each into the emptiest row."""
+    heap = [(0, b) for b in range(rows)]
+    filled: list[list[int]] = [[] for _ in range(rows)]
+    for i in sorted(range(len(examples)), key=lambda i: -len(examples[i])):
+        load, b = heapq.heappop(heap)
+        filled[b].append(i)
+        heapq.heappush(heap, (load + len(examples[i]), b))
+    return filled
+
+
+def split_rows(batch: Batch, most: int) -> Iterator[Batch]:
+    """Micro-batches of at most `most` rows; 0 leaves the batch whole."""
+    rows = len(batch.ids_BT)
+    for i in range(0, rows, most or rows):
+        part = slice(i, i + (most or rows))
+        yield Batch(batch.ids_BT[part], batch.labels_BT[part], batch.document_BT[part], batch.sources)

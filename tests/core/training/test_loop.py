@@ -1,0 +1,199 @@
+"""The loop: normalisation that no split changes, exact resume, a stop at what is not a number."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from luthier.core.errors import TrainingError
+from luthier.core.training import loop
+from luthier.core.training.batches import IGNORED, Batch, Example, Windows, chance, mixed, pack, split_rows
+from luthier.core.training.loop import fit
+from luthier.core.training.optimizers import make_optimizers
+
+
+class Bigram(nn.Module):
+    """The smallest language model with this package's interface: the next token given this one."""
+
+    def __init__(self, vocabulary=13, width=8):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embed_tokens = nn.Embedding(vocabulary, width)
+        self.up = nn.Linear(width, vocabulary, bias=False)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.3, generator=generator)
+
+    def loss(self, ids_BT, labels_BT, *, document_BT=None):
+        logits = self.up(self.embed_tokens(ids_BT)).flatten(0, 1)
+        total = nn.functional.cross_entropy(logits, labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total, int((labels_BT != IGNORED).sum())
+
+
+def uneven(step, rows=6, width=9, vocabulary=13):
+    """Rows with 1 to 9 trained tokens each."""
+    random = chance(7, step)
+    ids = random.integers(0, vocabulary, (rows, width))
+    labels = random.integers(0, vocabulary, (rows, width))
+    for row in range(rows):
+        labels[row, int(random.integers(1, width + 1)) :] = IGNORED
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.zeros(rows, width, dtype=torch.int64), (step,))
+
+
+def run(folder, *, steps=8, model=None, batch_at=uneven, **arguments):
+    folder.mkdir(exist_ok=True)
+    model = model or Bigram()
+    optimizers = make_optimizers(model, lr=0.02)
+    done = fit(model, optimizers, batch_at, steps=steps, factor=lambda s: 1 - s / steps, folder=folder, **arguments)
+    return model, done
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_micro_batches_change_nothing(tmp_path, rows):
+    """Gradients of the whole batch and of its pieces agree to 1e-6 by norm, although pieces hold unequal counts."""
+    whole, pieces = Bigram(), Bigram()
+    batch = uneven(0)
+    (loop.next_token_loss(whole, batch) / batch.trained).backward()
+    for piece in split_rows(batch, rows):
+        (loop.next_token_loss(pieces, piece) / batch.trained).backward()
+    for p, q in zip(whole.parameters(), pieces.parameters(), strict=True):
+        assert float((p.grad - q.grad).norm() / p.grad.norm()) < 1e-6
+    one, _ = run(tmp_path / "whole")
+    many, _ = run(tmp_path / "pieces", micro_batch=rows)
+    for p, q in zip(one.parameters(), many.parameters(), strict=True):
+        assert float((p - q).detach().norm() / p.detach().norm()) < 1e-5
+
+
+def test_loss_falls_and_is_recorded(tmp_path):
+    fixed = uneven(3)
+    _, done = run(tmp_path / "a", steps=30, batch_at=lambda _: fixed, validation=[fixed], evaluate_every=10)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["loss"] for r in rows if "loss" in r]
+    assert len(losses) == 30 and losses[-1] < losses[0] * 0.9
+    assert [r["step"] for r in rows if "validation_loss" in r] == [0, 10, 20, 30]
+    assert rows[-1]["validation_loss"] == done.validation_loss and losses[-1] == rows[-2]["loss"]
+    assert [r["tokens"] for r in rows if "tokens" in r] == [fixed.trained * (i + 1) for i in range(30)]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 7])
+def test_resumed_run_is_bit_equal(tmp_path, at):
+    """Stopped at any step and started again: same weights, same metrics, whatever the spacing of checkpoints."""
+    validation = [uneven(100)]
+    whole, _ = run(tmp_path / "whole", validation=validation, evaluate_every=3)
+
+    def dies(step):
+        if step == at:
+            raise Killed
+        return uneven(step)
+
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", batch_at=dies, save_every=0, validation=validation, evaluate_every=3)
+    assert [p.name for p in (tmp_path / "cut").glob("step-*")] == ([f"step-{at:08d}"])
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:  # what a killed run wrote after its checkpoint
+        file.write('{"step": 99, "lo')
+    again, done = run(tmp_path / "cut", validation=validation, evaluate_every=3)
+    assert done.resumed_at == at and same(whole, again)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    assert not list((tmp_path / "cut").glob("step-*"))
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    from luthier.core.training import checkpoint
+
+    written = []
+
+    def save(tensors, path):
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    with pytest.raises(TrainingError, match=r"step 2 could not be written: No space left.*\nstep-00000001 is whole"):
+        run(tmp_path / "a", save_every=0)
+    assert [p.name for p in (tmp_path / "a").iterdir() if p.is_dir()] == ["step-00000001"]
+
+
+def test_not_a_number_stops_and_names_step_and_documents(tmp_path):
+    def broken(step):
+        batch = uneven(step)
+        return Batch(batch.ids_BT, batch.labels_BT, batch.document_BT, (("care.pdf", "notes.md"),))
+
+    model = Bigram()
+    with torch.no_grad():
+        model.up.weight[0, 0] = math.inf
+    with pytest.raises(TrainingError, match=r"step 1: .*not a number(.|\n)*care.pdf, notes.md"):
+        run(tmp_path / "a", model=model, batch_at=broken)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def ring(lengths, context, seed=0):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.arange(offsets[-1], dtype=np.uint16)
+    names = [f"d{i}" for i in range(len(lengths))]
+    return Windows(tokens, offsets, names, np.arange(len(lengths)), context=context, seed=seed), offsets
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 30), st.integers(0, 3))
+def test_windows_cover_every_token_of_an_epoch(lengths, context, epoch):
+    windows, offsets = ring(lengths, context)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    seen = []
+    for i in range(len(windows)):
+        w = windows[epoch * len(windows) + i]
+        seen += w.labels.tolist()
+        assert len(w.ids) == len(w.labels) == context
+        inside = np.flatnonzero(~np.isin(w.labels, offsets[:-1]))  # not the first token of a document
+        assert (w.labels[inside] == w.ids[inside] + 1).all()
+        assert all((owner[w.labels[w.document == d]] == owner[w.labels[w.document == d][0]]).all() for d in w.document)
+    assert set(seen) == set(range(offsets[-1]))
+    assert len(seen) - offsets[-1] < context
+
+
+def test_windows_depend_on_seed_epoch_and_position_only():
+    a, _ = ring([30, 50, 20], 7)
+    b, _ = ring([30, 50, 20], 7)
+    later = b[40].ids
+    assert all((a[i].ids == b[i].ids).all() for i in reversed(range(41))) and (a[40].ids == later).all()
+    other, _ = ring([30, 50, 20], 7, seed=1)
+    assert any((a[i].ids != other[i].ids).any() for i in range(len(a)))
+    assert any((a[i].ids != a[i + len(a)].ids).any() for i in range(len(a)))
+
+
+def test_mixture_keeps_its_share_and_uses_each_window_once():
+    a, _ = ring([64], 4)
+    b, _ = ring([64], 4, seed=5)
+    a.names, b.names = ["a"], ["b"]
+    drawn = [mixed(a, b, 0.25, i).source for i in range(64)]
+    assert drawn.count(("b",)) == 16 and max(len(run) for run in "".join(d[0] for d in drawn).split("b")) <= 4
+    assert mixed(a, None, 0.25, 3).source == ("a",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(8, 80))
+def test_packs_hold_every_example_once_and_apart(lengths, row):
+    examples = [Example(np.full(n, i + 1), np.full(n, i + 1), np.zeros(n, np.int64), i) for i, n in enumerate(lengths)]
+    batch = pack(examples, row, pad_id=0)
+    assert batch.ids_BT.shape[1] <= max(row, *lengths) and batch.trained == sum(lengths)
+    for b in range(len(batch.ids_BT)):
+        for number in batch.document_BT[b].unique():
+            held = batch.ids_BT[b][batch.document_BT[b] == number].unique()
+            assert len(held) == 1 and (number >= 0) == (held.item() > 0)
+    assert sorted(batch.ids_BT.flatten().tolist()) == sorted(
+        [0] * (batch.ids_BT.numel() - sum(lengths)) + [i + 1 for i, n in enumerate(lengths) for _ in range(n)]
+    )
