@@ -93,7 +93,7 @@ def read_document(file: Path, data: bytes | None = None) -> Extracted:
     extracted.media_type = extracted.media_type or media_type
     extracted.blocks = [b for b in extracted.blocks if b.text.strip()]
     if not extracted.blocks and not extracted.attachments:
-        reasons = "; ".join(extracted.notes) or "nothing but empty pages"
+        reasons = "; ".join(extracted.notes) or "nothing in it but marks and white space"
         raise DocumentError("no-text", f"{file}: no text found: {reasons}")
     return extracted
 
