@@ -1,0 +1,353 @@
+"""The index: every sentence of a corpus in one SQLite file, found by words and by meaning.
+
+    chunks        what is quoted, with its address (core/assistant/chunks.py)
+    fulltext      FTS5 over the stems of text, context and known questions; BM25 (Robertson & Zaragoza 2009) proposes
+    vocabulary    in how many chunks each stem stands, for the idf
+    arrays        sentence vectors as float32 rows in blocks, the words' vectors (core/assistant/sif.py)
+
+A search takes the 100 best by BM25 and the 20 nearest by cosine, exactly, block by block, and scores each candidate:
+
+    score = ((1 − s) · coverage + s · max(0, cosine)) · number          s = `similarity`, 0 without vectors
+
+`coverage` is the share of the question's information that the sentence holds (core/assistant/match.py), so the score
+is in [0, 1] and the same threshold means the same in every corpus. One file, read-only once built; SQLite reads only
+the pages that a query needs, so a large index costs no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.core.artifacts import Artifact, hash_file, read_manifest
+from luthier.core.assistant.chunks import Chunk, document_chunks, pair_chunks
+from luthier.core.assistant.match import asked_words, coverage, idf, number_factor, same_meaning, stems
+from luthier.core.console import progress, say
+from luthier.core.data.corpus import read_corpus
+from luthier.core.data.questions import read_questions
+from luthier.core.errors import ArtifactError, ConfigError, InputError
+
+__all__ = ["Hit", "Index", "IndexConfig", "IndexSummary", "build_index", "open_index"]
+
+FILE = "index.sqlite"
+TOKENIZER = "tokenizer"  # a copy of the vectors' tokenizer, so that the index needs nothing beside it
+CANDIDATES, NEIGHBOURS = 100, 20
+BLOCK = 4096  # sentence vectors a block
+PREFIX = 5  # letters from which a stem also finds longer words
+
+SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE chunks (id INTEGER PRIMARY KEY, text TEXT, context TEXT, path TEXT, page INTEGER, start INTEGER, "end" INTEGER,
+                     kind TEXT, language TEXT, form TEXT, keys TEXT);
+CREATE VIRTUAL TABLE fulltext USING fts5(text, context, keys, content='', tokenize="unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE vocabulary USING fts5vocab(fulltext, row);
+CREATE TABLE arrays (name TEXT, first INTEGER, rows INTEGER, columns INTEGER, data BLOB, PRIMARY KEY (name, first));
+"""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Settings of `luthier index`."""
+
+    pairs: bool = True
+    """Also find the answers of the corpus' questions.jsonl by their trained wordings (never by held-out ones)."""
+    similarity: float = 0.1
+    """Share of the score that sentence vectors give, 0 to 1; the rest is the coverage of the question's words."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.similarity <= 1:
+            raise ConfigError(f"similarity = {self.similarity}: expected a share from 0 to 1")
+
+
+@dataclass
+class IndexSummary:
+    """What is in an index: documents and chunks by form and kind, and the size of the file in bytes."""
+
+    documents: int = 0
+    forms: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    vectors: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        rows = [("documents", self.documents), *self.forms.items(), *self.kinds.items()]
+        rows += [("dimensions of the vectors", self.vectors), ("bytes", self.size)]
+        return "\n".join(f"{name:<28}{count:>12,}" for name, count in rows)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One chunk found, with its score in [0, 1] and the cosine of its vector to the question's."""
+
+    chunk: Chunk
+    score: float
+    cosine: float
+
+
+# ---------------------------------------------------------------- building
+
+
+def build_index(
+    corpus: Path,
+    out: Path,
+    config: IndexConfig | None = None,
+    *,
+    vectors: Path | None = None,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+) -> IndexSummary:
+    """Index every document of a corpus, stable and volatile, and its pairs.
+
+    `vectors` is a vectors folder for similarity by meaning; `tokenizer` the folder of the tokenizer whose ids they
+    belong to (None: vectors of words). Raises ArtifactError if `corpus` or `vectors` is none or `out` holds other work.
+    """
+    config, corpus, out = config or IndexConfig(), Path(corpus), Path(out)
+    read_manifest(corpus, "collect")
+    pairs = corpus / "questions.jsonl"
+    pairs_hash = hash_file(pairs) if config.pairs and pairs.is_file() else None
+    ids = hash_file(_tokenizer_file(tokenizer)) if vectors is not None and tokenizer is not None else None
+    inputs: dict[str, Path | str | None] = {"corpus": corpus, "questions": pairs_hash, "vectors": vectors, "tokenizer": ids}
+    work = Artifact(out, "index", asdict(config), inputs, overwrite=overwrite)
+    if work.done:
+        say(f"{out} is up to date")
+    else:
+        with work:
+            chunks = list(_chunks(corpus, config.pairs and pairs.is_file()))
+            _write(work.folder, chunks, config, vectors, tokenizer)
+    return summary(out)
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    file = folder / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist\nGive the folder of the tokenizer that the vectors belong to.")
+    return file
+
+
+def _chunks(corpus: Path, with_pairs: bool) -> Iterator[Chunk]:
+    for document in read_corpus(corpus):
+        yield from document_chunks(document)
+    if with_pairs:
+        yield from pair_chunks(read_questions(corpus))
+
+
+def _write(folder: Path, chunks: Sequence[Chunk], config: IndexConfig, vectors: Path | None, tokenizer: Path | None) -> None:
+    file = folder / FILE
+    file.unlink(missing_ok=True)  # of an interrupted try
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA journal_mode = OFF")  # the folder appears only when whole
+        database.executescript(SCHEMA)
+        with progress("Indexing", len(chunks), "sentences") as advance:
+            for number, chunk in enumerate(chunks, 1):
+                _insert(database, number, chunk)
+                advance()
+        about = {"similarity": config.similarity if vectors is not None else 0.0, "chunks": len(chunks)}
+        about["documents"] = len({c.path for c in chunks})
+        if vectors is not None:
+            about |= _write_vectors(database, folder, chunks, Path(vectors), tokenizer)
+        database.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
+        database.execute("INSERT INTO fulltext(fulltext) VALUES ('optimize')")
+        database.commit()
+        database.execute("VACUUM")
+
+
+def _insert(database: sqlite3.Connection, number: int, c: Chunk) -> None:
+    values = (c.text, c.context, c.path, c.page, c.start, c.end, c.kind, c.language, c.form, json.dumps(c.keys))
+    database.execute("INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?,?,?,?)", (number, *values))
+    columns = (" ".join(stems(part)) for part in (c.text, c.context, " ".join(c.keys)))
+    database.execute("INSERT INTO fulltext(rowid, text, context, keys) VALUES (?,?,?,?)", (number, *columns))
+
+
+def _write_vectors(
+    database: sqlite3.Connection, folder: Path, chunks: Sequence[Chunk], vectors: Path, tokenizer: Path | None
+) -> dict[str, Any]:
+    """Store the words' vectors, the common direction and a row a chunk; returns what to note about them."""
+    import numpy as np
+
+    from luthier.core.assistant.sif import fit_sif
+    from luthier.models.vectors import load_vectors
+
+    loaded = load_vectors(vectors)
+    if tokenizer is not None:
+        from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
+
+        save_tokenizer(load_tokenizer(Path(tokenizer)), folder / TOKENIZER)
+    names = [int(i) for i in loaded.ids] if tokenizer is not None else list(loaded.tokens)
+    words = Words(names, folder / TOKENIZER if tokenizer is not None else None)
+    sentences = words.rows([f"{c.text} {' '.join(c.keys[:1])}" for c in chunks])
+    sif = fit_sif(np.asarray(loaded.vectors, np.float32), np.asarray(loaded.counts, np.float64), sentences)
+    for name, array in (("words", sif.words_VD), ("common", sif.common_D[None]), ("sentences", sif.encode(sentences))):
+        _store(database, name, array)
+    return {"words": names, "dimensions": int(sif.words_VD.shape[1])}
+
+
+def _store(database: sqlite3.Connection, name: str, array_ND: Any) -> None:
+    for first in range(0, len(array_ND), BLOCK):
+        block = array_ND[first : first + BLOCK].astype("<f4")
+        database.execute("INSERT INTO arrays VALUES (?,?,?,?,?)", (name, first, *block.shape, block.tobytes()))
+
+
+class Words:
+    """From text to row numbers of the words' vectors: by a tokenizer's ids, or by words in lower case."""
+
+    def __init__(self, names: Sequence[Any], tokenizer: Path | None) -> None:
+        """`names` are the rows' words, or with a tokenizer their token ids."""
+        import numpy as np
+
+        self.tokenizer = None
+        self.row = {name: n for n, name in enumerate(names)}
+        if tokenizer is not None:
+            from luthier.tokenizers.formats import load_tokenizer
+
+            self.tokenizer = load_tokenizer(tokenizer)
+            self.row_of_id = np.full(max([self.tokenizer.vocab_size, *(n + 1 for n in names)]), -1, np.int64)
+            self.row_of_id[list(names)] = np.arange(len(names))
+
+    def rows(self, texts: Sequence[str]) -> list[Any]:
+        """One int array of known words a text."""
+        import numpy as np
+
+        if self.tokenizer is None:
+            return [np.array([self.row[w] for w in _words(t) if w in self.row], np.int64) for t in texts]
+        found = (self.row_of_id[self.tokenizer.encode_ordinary(f" {text}")] for text in texts)
+        return [rows[rows >= 0] for rows in found]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:[-’'][^\W_]+)*", text.lower())
+
+
+# ---------------------------------------------------------------- searching
+
+
+def open_index(address: Path | str) -> Index:
+    """Open the index in a folder made by `build_index`. Raises ArtifactError if there is none."""
+    folder = Path(address)
+    read_manifest(folder, "index")
+    if not (folder / FILE).is_file():
+        raise ArtifactError(f"{folder / FILE} is missing\nMake the index again: luthier index CORPUS --out {folder}")
+    return Index(folder)
+
+
+class Index:
+    """An open index. May be used from several threads; `close` it or use it in a `with` block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        uri = f"{(folder / FILE).resolve().as_uri()}?mode=ro&immutable=1"
+        self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self.about = {k: json.loads(v) for k, v in self._database.execute("SELECT key, value FROM about")}
+        self._sif: Any = None
+        self._words: Any = None
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __len__(self) -> int:
+        return self.about["chunks"]
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All chunks in order."""
+        for row in self._database.execute("SELECT * FROM chunks ORDER BY id"):
+            yield _chunk(row)
+
+    def search(self, question: str, most: int = 5) -> list[Hit]:
+        """The best chunks for a question, best first; empty for a question without content words."""
+        words = asked_words(question)
+        if not words:
+            return []
+        with self._lock:
+            cosines = self._nearest(question)
+            numbers = list(dict.fromkeys([*self._by_words(words), *sorted(cosines, key=cosines.get, reverse=True)]))
+            weights = {word: idf(self._count(word), len(self)) for word in words}
+            hits = [self._judge(n, question, words, weights, cosines) for n in numbers]
+        hits.sort(key=lambda hit: (-_rank(hit), len(hit.chunk.text)))
+        return hits[:most]
+
+    def _by_words(self, words: Sequence[str]) -> list[int]:
+        """The numbers of the best chunks by BM25 over the words, what means the same, and longer words."""
+        wanted = dict.fromkeys(w for word in words for w in (word, *sorted(same_meaning(word))))
+        query = " OR ".join(f'"{w}"*' if len(w) >= PREFIX else f'"{w}"' for w in wanted)
+        found = self._database.execute(
+            "SELECT rowid FROM fulltext WHERE fulltext MATCH ? ORDER BY bm25(fulltext, 1.0, 0.5, 1.0) LIMIT ?",
+            (query, CANDIDATES),
+        )
+        return [number for (number,) in found]
+
+    def _count(self, word: str) -> int:
+        row = self._database.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
+        return row[0] if row else 0
+
+    def _judge(
+        self, number: int, question: str, words: Sequence[str], weights: dict[str, float], cosines: dict[int, float]
+    ) -> Hit:
+        chunk = _chunk(self._database.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone())
+        inside = stems(chunk.text)
+        covers = max(
+            coverage(words, [*inside, *key], stems(chunk.context), weights.__getitem__)
+            for key in ([stems(k) for k in chunk.keys] or [[]])
+        )
+        share = self.about["similarity"] if number in cosines else 0.0
+        cosine = cosines.get(number, 0.0)
+        score = ((1 - share) * covers + share * max(0.0, cosine)) * number_factor(question, chunk.text)
+        return Hit(chunk, score, cosine)
+
+    def _nearest(self, question: str) -> dict[int, float]:
+        """Chunk number → cosine of the nearest sentence vectors; empty without vectors."""
+        import numpy as np
+
+        if "words" not in self.about:
+            return {}
+        if self._sif is None:
+            from luthier.core.assistant.sif import Sif
+
+            tokenizer = self.folder / TOKENIZER
+            self._words = Words(self.about["words"], tokenizer if tokenizer.is_dir() else None)
+            self._sif = Sif(np.concatenate(list(self._blocks("words"))), next(self._blocks("common"))[0])
+        asked_D = self._sif.encode(self._words.rows([question]))[0]
+        cosines_N = np.concatenate([block_BD @ asked_D for block_BD in self._blocks("sentences")])
+        best = np.argsort(-cosines_N, kind="stable")[:NEIGHBOURS]
+        return {int(n) + 1: float(cosines_N[n]) for n in best}
+
+    def _blocks(self, name: str) -> Iterator[Any]:
+        """The rows of a stored array, a block at a time."""
+        import numpy as np
+
+        blocks = self._database.execute("SELECT columns, data FROM arrays WHERE name = ? ORDER BY first", (name,))
+        for columns, data in blocks:
+            yield np.frombuffer(data, "<f4").reshape(-1, columns)
+
+
+def _rank(hit: Hit) -> float:
+    """Order among hits: by score, and of two alike the known answer first."""
+    return round(hit.score, 6) + 0.01 * (hit.chunk.form == "pair")
+
+
+def _chunk(row: Sequence[Any]) -> Chunk:
+    return Chunk(*row[1:10], keys=tuple(json.loads(row[10])))
+
+
+def summary(folder: Path) -> IndexSummary:
+    """Counts of an index that is there."""
+    with open_index(folder) as index:
+        forms, kinds = Counter(), Counter()
+        for chunk in index.chunks():
+            forms[{"sentence": "sentences", "row": "table rows", "pair": "known answers"}[chunk.form]] += 1
+            kinds[chunk.kind] += 1
+        size = (folder / FILE).stat().st_size
+        return IndexSummary(index.about["documents"], dict(forms), dict(kinds), index.about.get("dimensions", 0), size)
