@@ -26,7 +26,7 @@ from luthier.core.console import say
 from luthier.core.data.corpus import Split, read_corpus
 from luthier.core.errors import InputError
 
-__all__ = ["General", "Text", "read_texts"]
+__all__ = ["General", "Text", "find_texts", "read_texts"]
 
 General = Literal["none", "python"]
 
@@ -56,7 +56,7 @@ def read_texts(inputs: Sequence[Path], *, general: General = "none") -> Iterator
     Raises InputError at once for an input that is missing or of a kind that holds no text; while reading, for bytes
     that are not UTF-8 (naming file and byte), a row without text (naming file and line), and if nothing was found.
     """
-    files = [file for path in inputs for file in _find(Path(path))]
+    files = [file for path in inputs for file in find_texts(Path(path), tell=True)]
     return _read(files, inputs, general)
 
 
@@ -82,12 +82,12 @@ def _read(files: Sequence[Path], inputs: Sequence[Path], general: General) -> It
 # ---------------------------------------------------------------- finding
 
 
-def _find(path: Path) -> list[Path]:
-    """The corpus folders and files behind one input."""
+def find_texts(path: Path, *, tell: bool = False) -> list[Path]:
+    """The files and corpus folders behind one input; `tell`: say what was passed over in a folder."""
     if path.is_file():
         if not _suffix(path):
             raise InputError(
-                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz of these, or a folder"
+                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz of these or a folder"
                 "\nRead documents first: luthier collect"
             )
         return [path]
@@ -100,7 +100,7 @@ def _find(path: Path) -> list[Path]:
     chosen, passed_over = _walk(path)
     if not chosen:
         raise InputError(f"{path} holds no {', '.join(SUFFIXES)} file\nRead documents first: luthier collect {path}")
-    if passed_over:
+    if passed_over and tell:
         kinds = ", ".join(f"{kind} {n}" for kind, n in passed_over.most_common())
         say(f"{path}: passed over what is no text ({kinds}); `luthier collect` reads documents")
     return chosen
@@ -181,6 +181,8 @@ def _field(line: str, where: str) -> str:
         raise InputError(
             f'{where}: field \'text\' is missing or no text (found {found})\nExpected {{"text": "…"}} a line.'
         )
+    if any("\ud800" <= c <= "\udfff" for c in row["text"]):
+        raise InputError(f"{where}: field 'text' holds half of a surrogate pair, which is no character; remove it")
     return row["text"]
 
 
