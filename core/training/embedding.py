@@ -1,0 +1,45 @@
+"""A first embedding from word vectors.
+
+A model's embedding [V, C] usually starts as noise, and the first thing it learns is which tokens are alike. Vectors
+trained on the same tokens (`luthier train-vectors`) know that already. To start from them:
+
+1. centre them, and turn them onto their principal components: X = U S Vᵀ, rows X V. The first C columns hold as much of
+   their spread as C columns can. With fewer dimensions than C the rest stays noise.
+2. scale all to the spread the initializer would have given, so that no layer sees larger numbers than it expects.
+
+Tokens without a vector (special tokens, tokens that never occurred) keep their random start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from luthier.models.vectors import Vectors
+
+__all__ = ["principal_components", "start_embedding"]
+
+
+def principal_components(vectors: np.ndarray, columns: int) -> np.ndarray:
+    """The rows of `vectors` [N, D], centred, on their first min(columns, D, N) principal components."""
+    centred = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred.T @ centred)
+    return centred @ axes[:columns].T
+
+
+@torch.no_grad()
+def start_embedding(weight_VC: torch.Tensor, vectors: Vectors) -> int:
+    """Put `vectors` into the embedding `weight_VC`, in place; returns the number of tokens that got one."""
+    ids = np.asarray(vectors.ids, np.int64)
+    known = np.flatnonzero((ids >= 0) & (ids < len(weight_VC)))
+    if not len(known):
+        return 0
+    spread = float(weight_VC.std())
+    turned = principal_components(np.asarray(vectors.vectors, np.float64)[known], weight_VC.shape[1])
+    turned *= spread / max(float(np.sqrt((turned**2).mean())), 1e-12)
+    rows = torch.from_numpy(ids[known])
+    weight_VC[rows, : turned.shape[1]] = torch.from_numpy(turned).to(weight_VC.dtype)
+    return len(known)

@@ -1,0 +1,153 @@
+"""Examples to tune on: question pairs and conversations as token ids with the trained part marked.
+
+A pair is trained in every wording it has, question and phrasings, each an example of its own:
+
+    <|im_start|>user↵What does a set of strings cost?<|im_end|>↵<|im_start|>assistant↵A set costs 24 euros.<|im_end|>
+    ································ read, not trained ·······························██████████ trained ██████████
+
+What is never trained: pairs of volatile documents (looked up instead), pairs of the validation split, and every
+wording that some pair holds out. A wording that is both trained somewhere and held out elsewhere counts as held out.
+
+A small model holds on to the exact words of a question. `vary` shows it each question a little differently in each
+epoch: in lower case, without its question mark, with a word left out now and then (Wei & Zou 2019, arXiv:1901.11196,
+"random deletion"). Which, is a function of (seed, epoch, example).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luthier.core.data.conversations import Message, encode_conversation, read_conversations
+from luthier.core.data.questions import Question, read_questions, wording
+from luthier.core.errors import InputError
+from luthier.core.training.batches import IGNORED, Example
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.bpe import Tokenizer
+
+__all__ = ["Found", "Wording", "encode_wording", "read_wordings", "vary"]
+
+LEAST_WORDS = 4  # shorter questions lose no word
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One example before it is encoded. `row` is its line in trained_pairs.jsonl, None for a longer conversation."""
+
+    messages: tuple[Message, ...]
+    source: str
+    row: dict[str, Any] | None = None
+
+
+@dataclass
+class Found:
+    """What was read: the wordings to train, those to measure on, and why the others are left out."""
+
+    wordings: list[Wording] = field(default_factory=list)
+    held_out: list[Wording] = field(default_factory=list)
+    pairs: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def read_wordings(data: Sequence[Path]) -> Found:
+    """Everything trainable in questions files (or folders that hold questions.jsonl) and conversation files."""
+    found, questions = Found(), []
+    for path in data:
+        if _holds_questions(Path(path)):
+            questions += read_questions(Path(path))
+        else:
+            conversations = read_conversations(Path(path))
+            found.pairs += len(conversations)
+            found.wordings += [Wording(c.messages, c.where, _row_of(c.messages, c.where)) for c in conversations]
+    _add_questions(found, questions)
+    return found
+
+
+def _holds_questions(path: Path) -> bool:
+    """Whether a file is rows of questions rather than conversations: by the keys of its first row."""
+    if path.is_dir() or not path.is_file() or path.suffix == ".gz":
+        return path.is_dir()
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    return b'"question"' in first and b'"messages"' not in first and b'"conversations"' not in first
+
+
+def _add_questions(found: Found, questions: Sequence[Question]) -> None:
+    trained = [q for q in questions if q.kind == "stable" and q.split == "train"]
+    for q in questions:
+        if q.kind != "stable":
+            found.left_out["volatile pairs, looked up instead"] += 1
+        elif q.split != "train":
+            found.left_out["pairs of the validation split"] += 1
+    held = {wording(h) for q in questions for h in q.held_out}
+    held |= {wording(q.question) for q in questions if q.split != "train" or q.kind != "stable"}
+    seen: set[str] = set()
+    for q in trained:
+        fresh = [w for w in dict.fromkeys((q.question, *q.phrasings)) if wording(w) not in held]
+        found.left_out["wordings that are held out"] += 1 + len(q.phrasings) - len(fresh)
+        found.pairs += bool(fresh)
+        found.wordings += [_wording(q, w) for w in fresh]
+        seen.update(map(wording, fresh))
+    found.held_out = [_wording(q, h) for q in trained for h in q.held_out if wording(h) not in seen]
+    found.left_out = +found.left_out
+
+
+def _wording(q: Question, question: str) -> Wording:
+    row = {"id": q.id, "question": question, "answer": q.answer, "facts": q.facts, "language": q.language}
+    messages = (Message("user", question), Message("assistant", q.answer))
+    return Wording(messages, f"{q.id} ({q.path or q.made_by})", {**row, "path": q.path})
+
+
+def _row_of(messages: Sequence[Message], where: str) -> dict[str, Any] | None:
+    """A conversation of one question and one answer is a pair too."""
+    if [m.role for m in messages] != ["user", "assistant"]:
+        return None
+    question, answer = messages
+    row = {"id": where, "question": question.content, "answer": answer.content}
+    return {**row, "facts": [], "language": "", "path": ""}
+
+
+# ---------------------------------------------------------------- encoding
+
+
+def encode_wording(tokenizer: Tokenizer, messages: Sequence[Message], source: str) -> Example:
+    """Ids and labels, without what follows the last trained token: nothing is learned there."""
+    ids, trained = encode_conversation(tokenizer, messages)
+    places = np.flatnonzero(trained)
+    if not len(places):
+        raise InputError(f"{source}: no token is trained; expected an answer of the assistant")
+    ids, trained = ids[: places[-1] + 1].astype(np.int64), trained[: places[-1] + 1]
+    labels = np.where(trained[1:], ids[1:], IGNORED)
+    return Example(ids[:-1], labels, np.zeros(len(labels), np.int64), source)
+
+
+def vary(question: str, random: np.random.Generator, *, share: float, drop: float) -> str:
+    """The question, or with chance `share` a variation of it; each of its words is left out with chance `drop`."""
+    if random.random() >= share:
+        return question
+    words = question.split()
+    if len(words) >= LEAST_WORDS:
+        kept = random.random(len(words)) >= drop
+        words = [w for w, keep in zip(words, kept, strict=True) if keep] if kept.sum() >= LEAST_WORDS - 1 else words
+    varied = " ".join(words)
+    if random.random() < 0.5:
+        varied = varied.lower()
+    return re.sub(r"\s*[?.!]+$", "", varied) or question if random.random() < 0.5 else varied
+
+
+def with_question(messages: Sequence[Message], question: str) -> tuple[Message, ...]:
+    """The conversation with its last question replaced."""
+    last = max(i for i, m in enumerate(messages) if m.role == "user")
+    return tuple(Message(m.role, question) if i == last else m for i, m in enumerate(messages))
+
+
+def wordings_of(found: Iterable[Wording]) -> set[str]:
+    """What makes two questions the same, for a set of examples."""
+    return {wording(w.row["question"]) for w in found if w.row is not None}

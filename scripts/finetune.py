@@ -1,0 +1,61 @@
+"""`luthier finetune`: a model learns to answer. The work is in `core/training/finetune.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.scripts.cli import parse, run
+
+
+@dataclass
+class Command:
+    """Tune a model on question-and-answer pairs or conversations; only the assistant's words are trained.
+
+    Goes in: a model folder, our own or a Llama-like one of Hugging Face's; questions.jsonl of a corpus (stable pairs
+    of the training split are used, in all their wordings), or JSON lines of conversations (OpenAI messages, ShareGPT,
+    Alpaca, prompt and completion).
+
+    Comes out: a Hugging Face model folder with metrics.jsonl and trained_pairs.jsonl, every wording that was trained.
+
+    Example: luthier finetune build/model build/corpus/questions.jsonl --replay build/shards --out build/tuned
+
+    Takes about 45 s for 150 pairs in four wordings each with a model of 2.4 million parameters on 2 cores.
+    Interrupted, the same command goes on from its last checkpoint and ends with the same weights, bit by bit.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder of the model to start from."""
+    data: tyro.conf.Positional[tuple[Path, ...]]
+    """Files of questions or conversations, or corpus folders that hold questions.jsonl."""
+    replay: Path | None = None
+    """Folder of shards to mix in, so that the language is not forgotten."""
+    out: Path = Path("tuned")
+    """Folder for the tuned model."""
+    overwrite: bool = False
+    """Replace a different model in --out."""
+    config: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parse(Command, "finetune", argv)
+    print(
+        finetune(
+            command.model,
+            command.data,
+            command.out,
+            command.config,
+            replay=command.replay,
+            overwrite=command.overwrite,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

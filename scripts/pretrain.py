@@ -1,0 +1,62 @@
+"""`luthier pretrain`: a new model from shards. The work is in `core/training/pretrain.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.scripts.cli import parse, run
+
+
+@dataclass
+class Command:
+    """Train a decoder model from nothing on a corpus.
+
+    Goes in: a folder of shards from `luthier encode`; the tokenizer that made them; vectors to start the embedding
+    from.
+
+    Comes out: a Hugging Face model folder (config.json, model.safetensors, tokenizer.json …) with metrics.jsonl, the
+    loss of every step.
+
+    Example: luthier pretrain build/shards --tokenizer build/tokenizer --vectors build/vectors-word2vec --out
+    build/model
+
+    Takes about 45 s for 400,000 tokens with the preset demo (2.4 million parameters) on 2 cores. Interrupted, the
+    same command goes on from its last checkpoint and ends with the same weights, bit by bit.
+    """
+
+    shards: tyro.conf.Positional[Path]
+    """Folder of shards."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that made the shards; saved beside the weights."""
+    vectors: Path | None = None
+    """Folder of vectors of the same tokens, to start the embedding from; without it, it starts at random."""
+    out: Path = Path("model")
+    """Folder for the model."""
+    overwrite: bool = False
+    """Replace a different model in --out."""
+    config: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parse(Command, "pretrain", argv)
+    print(
+        pretrain(
+            command.shards,
+            command.out,
+            command.config,
+            vectors=command.vectors,
+            tokenizer=command.tokenizer,
+            overwrite=command.overwrite,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
