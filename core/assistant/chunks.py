@@ -54,7 +54,8 @@ def document_chunks(document: Document) -> Iterator[Chunk]:
             lead = ""
             continue
         rows = list(_rows(passage)) if passage.kind == "table" else []
-        for start, end, text, header in rows or ((a, b, _quoted(document.text[a:b]), "") for a, b in _spans(document, passage)):
+        prose = [] if rows else [(a, b, _quoted(document.text[a:b]), "") for a, b in _spans(document, passage)]
+        for start, end, text, header in rows or prose:
             if re.search(r"\w", text):
                 yield _chunk(document, passage, start, end, text, f"{lead} {header}", "row" if rows else "sentence")
         text = passage.text.rstrip()
@@ -114,8 +115,9 @@ def _rows(passage: Passage) -> Iterator[tuple[int, int, str, str]]:
     """(start, end, the row read out, the first column's name) of each row of a table with a header."""
     header, rows = parse_table(passage)
     for start, end, cells in rows:
-        named = [f"{column}: {cell}" if column else cell for column, cell in list(zip(header, cells, strict=True))[1:] if cell]
-        yield start, end, " – ".join(part for part in (cells[0], ", ".join(named)) if part), header[0]
+        others = list(zip(header, cells, strict=True))[1:]
+        named = ", ".join(f"{column}: {cell}" if column else cell for column, cell in others if cell)
+        yield start, end, " – ".join(part for part in (cells[0], named) if part), header[0]
 
 
 def pair_chunks(questions: Iterable[Question]) -> Iterator[Chunk]:

@@ -3,7 +3,7 @@
     chunks        what is quoted, with its address (core/assistant/chunks.py)
     fulltext      FTS5 over the stems of text, context and known questions; BM25 (Robertson & Zaragoza 2009) proposes
     vocabulary    in how many chunks each stem stands, for the idf
-    arrays        sentence vectors as float32 rows in blocks, the words' vectors (core/assistant/sif.py)
+    arrays        sentence vectors as float32 rows in blocks (core/assistant/meaning.py)
 
 A search takes the 100 best by BM25 and the 20 nearest by cosine, exactly, block by block, and scores each candidate:
 
@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, hash_file, read_manifest
 from luthier.core.assistant.chunks import Chunk, document_chunks, pair_chunks
@@ -35,18 +34,20 @@ from luthier.core.data.corpus import read_corpus
 from luthier.core.data.questions import read_questions
 from luthier.core.errors import ArtifactError, ConfigError, InputError
 
+if TYPE_CHECKING:
+    from luthier.core.assistant.meaning import Meaning
+
 __all__ = ["Hit", "Index", "IndexConfig", "IndexSummary", "build_index", "open_index"]
 
 FILE = "index.sqlite"
-TOKENIZER = "tokenizer"  # a copy of the vectors' tokenizer, so that the index needs nothing beside it
 CANDIDATES, NEIGHBOURS = 100, 20
 BLOCK = 4096  # sentence vectors a block
 PREFIX = 5  # letters from which a stem also finds longer words
 
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, text TEXT, context TEXT, path TEXT, page INTEGER, start INTEGER, "end" INTEGER,
-                     kind TEXT, language TEXT, form TEXT, keys TEXT);
+CREATE TABLE chunks (id INTEGER PRIMARY KEY, text TEXT, context TEXT, path TEXT, page INTEGER,
+                     start INTEGER, "end" INTEGER, kind TEXT, language TEXT, form TEXT, keys TEXT);
 CREATE VIRTUAL TABLE fulltext USING fts5(text, context, keys, content='', tokenize="unicode61 remove_diacritics 2");
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab(fulltext, row);
 CREATE TABLE arrays (name TEXT, first INTEGER, rows INTEGER, columns INTEGER, data BLOB, PRIMARY KEY (name, first));
@@ -114,7 +115,12 @@ def build_index(
     pairs = corpus / "questions.jsonl"
     pairs_hash = hash_file(pairs) if config.pairs and pairs.is_file() else None
     ids = hash_file(_tokenizer_file(tokenizer)) if vectors is not None and tokenizer is not None else None
-    inputs: dict[str, Path | str | None] = {"corpus": corpus, "questions": pairs_hash, "vectors": vectors, "tokenizer": ids}
+    inputs: dict[str, Path | str | None] = {
+        "corpus": corpus,
+        "questions": pairs_hash,
+        "vectors": vectors,
+        "tokenizer": ids,
+    }
     work = Artifact(out, "index", asdict(config), inputs, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
@@ -139,7 +145,9 @@ def _chunks(corpus: Path, with_pairs: bool) -> Iterator[Chunk]:
         yield from pair_chunks(read_questions(corpus))
 
 
-def _write(folder: Path, chunks: Sequence[Chunk], config: IndexConfig, vectors: Path | None, tokenizer: Path | None) -> None:
+def _write(
+    folder: Path, chunks: Sequence[Chunk], config: IndexConfig, vectors: Path | None, tokenizer: Path | None
+) -> None:
     file = folder / FILE
     file.unlink(missing_ok=True)  # of an interrupted try
     with contextlib.closing(sqlite3.connect(file)) as database:
@@ -152,7 +160,7 @@ def _write(folder: Path, chunks: Sequence[Chunk], config: IndexConfig, vectors: 
         about = {"similarity": config.similarity if vectors is not None else 0.0, "chunks": len(chunks)}
         about["documents"] = len({c.path for c in chunks})
         if vectors is not None:
-            about |= _write_vectors(database, folder, chunks, Path(vectors), tokenizer)
+            about["dimensions"] = _write_vectors(database, folder, chunks, Path(vectors), tokenizer)
         database.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
         database.execute("INSERT INTO fulltext(fulltext) VALUES ('optimize')")
         database.commit()
@@ -168,61 +176,23 @@ def _insert(database: sqlite3.Connection, number: int, c: Chunk) -> None:
 
 def _write_vectors(
     database: sqlite3.Connection, folder: Path, chunks: Sequence[Chunk], vectors: Path, tokenizer: Path | None
-) -> dict[str, Any]:
-    """Store the words' vectors, the common direction and a row a chunk; returns what to note about them."""
-    import numpy as np
+) -> int:
+    """Keep the words' vectors, store the common direction and a row a chunk; returns their dimensions."""
+    from luthier.core.assistant.meaning import Meaning, keep
 
-    from luthier.core.assistant.sif import fit_sif
-    from luthier.models.vectors import load_vectors
-
-    loaded = load_vectors(vectors)
-    if tokenizer is not None:
-        from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
-
-        save_tokenizer(load_tokenizer(Path(tokenizer)), folder / TOKENIZER)
-    names = [int(i) for i in loaded.ids] if tokenizer is not None else list(loaded.tokens)
-    words = Words(names, folder / TOKENIZER if tokenizer is not None else None)
-    sentences = words.rows([f"{c.text} {' '.join(c.keys[:1])}" for c in chunks])
-    sif = fit_sif(np.asarray(loaded.vectors, np.float32), np.asarray(loaded.counts, np.float64), sentences)
-    for name, array in (("words", sif.words_VD), ("common", sif.common_D[None]), ("sentences", sif.encode(sentences))):
-        _store(database, name, array)
-    return {"words": names, "dimensions": int(sif.words_VD.shape[1])}
+    keep(folder, vectors, tokenizer)
+    meaning = Meaning(folder)
+    rows_ND = meaning.fit([f"{c.text} {' '.join(c.keys[:1])}" for c in chunks])
+    assert meaning.common_D is not None
+    _store(database, "common", meaning.common_D[None])
+    _store(database, "sentences", rows_ND)
+    return rows_ND.shape[1]
 
 
 def _store(database: sqlite3.Connection, name: str, array_ND: Any) -> None:
     for first in range(0, len(array_ND), BLOCK):
         block = array_ND[first : first + BLOCK].astype("<f4")
         database.execute("INSERT INTO arrays VALUES (?,?,?,?,?)", (name, first, *block.shape, block.tobytes()))
-
-
-class Words:
-    """From text to row numbers of the words' vectors: by a tokenizer's ids, or by words in lower case."""
-
-    def __init__(self, names: Sequence[Any], tokenizer: Path | None) -> None:
-        """`names` are the rows' words, or with a tokenizer their token ids."""
-        import numpy as np
-
-        self.tokenizer = None
-        self.row = {name: n for n, name in enumerate(names)}
-        if tokenizer is not None:
-            from luthier.tokenizers.formats import load_tokenizer
-
-            self.tokenizer = load_tokenizer(tokenizer)
-            self.row_of_id = np.full(max([self.tokenizer.vocab_size, *(n + 1 for n in names)]), -1, np.int64)
-            self.row_of_id[list(names)] = np.arange(len(names))
-
-    def rows(self, texts: Sequence[str]) -> list[Any]:
-        """One int array of known words a text."""
-        import numpy as np
-
-        if self.tokenizer is None:
-            return [np.array([self.row[w] for w in _words(t) if w in self.row], np.int64) for t in texts]
-        found = (self.row_of_id[self.tokenizer.encode_ordinary(f" {text}")] for text in texts)
-        return [rows[rows >= 0] for rows in found]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:[-’'][^\W_]+)*", text.lower())
 
 
 # ---------------------------------------------------------------- searching
@@ -246,8 +216,7 @@ class Index:
         uri = f"{(folder / FILE).resolve().as_uri()}?mode=ro&immutable=1"
         self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
         self.about = {k: json.loads(v) for k, v in self._database.execute("SELECT key, value FROM about")}
-        self._sif: Any = None
-        self._words: Any = None
+        self._meaning: Meaning | None = None
 
     def __enter__(self) -> Index:
         return self
@@ -273,7 +242,7 @@ class Index:
             return []
         with self._lock:
             cosines = self._nearest(question)
-            numbers = list(dict.fromkeys([*self._by_words(words), *sorted(cosines, key=cosines.get, reverse=True)]))
+            numbers = list(dict.fromkeys([*self._by_words(words), *cosines]))
             weights = {word: idf(self._count(word), len(self)) for word in words}
             hits = [self._judge(n, question, words, weights, cosines) for n in numbers]
         hits.sort(key=lambda hit: (-_rank(hit), len(hit.chunk.text)))
@@ -311,15 +280,13 @@ class Index:
         """Chunk number → cosine of the nearest sentence vectors; empty without vectors."""
         import numpy as np
 
-        if "words" not in self.about:
+        if "dimensions" not in self.about:
             return {}
-        if self._sif is None:
-            from luthier.core.assistant.sif import Sif
+        if self._meaning is None:
+            from luthier.core.assistant.meaning import Meaning
 
-            tokenizer = self.folder / TOKENIZER
-            self._words = Words(self.about["words"], tokenizer if tokenizer.is_dir() else None)
-            self._sif = Sif(np.concatenate(list(self._blocks("words"))), next(self._blocks("common"))[0])
-        asked_D = self._sif.encode(self._words.rows([question]))[0]
+            self._meaning = Meaning(self.folder, next(self._blocks("common"))[0])
+        asked_D = self._meaning.encode(question)
         cosines_N = np.concatenate([block_BD @ asked_D for block_BD in self._blocks("sentences")])
         best = np.argsort(-cosines_N, kind="stable")[:NEIGHBOURS]
         return {int(n) + 1: float(cosines_N[n]) for n in best}

@@ -33,18 +33,18 @@ MIN_PART = 5  # letters that two words must share at an end to count as parts of
 
 # Endings of English and German words, longest first. A plural's s goes first, then one ending, where three letters with
 # a vowel stay (light stemming, Savoy 2006: plural and case endings carry most of the gain, for German as for English).
-ENDINGS = sorted("ings ing edly ed er ern ie en em e y ly ity ungen ung et".split(), key=len, reverse=True)
+ENDING_LIST = "ings ing edly ed er ern ie en em e y ly ity ungen ung et"
+ENDINGS = sorted(ENDING_LIST.split(), key=len, reverse=True)
 VOWEL = re.compile(r"[aeiouy]")
 
-ASKING = frozenset(
-    """
-    tell know like please explain define mean means meaning meant describe give gives say says said happen happens want
-    wonder wondering question questions help understand called call find information info details exactly there's what's
-    who's hello hi thanks thank let see get many long much often far old big anything something someone anybody does
-    bedeutet bedeuten erkläre erklären sage sagen sagt bitte frage gibt geben möchte würde gern wissen heißt versteht
-    meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
-    """.split()
-)
+ASKING_LIST = """
+tell know like please explain define mean means meaning meant describe give gives say says said happen happens want
+wonder wondering question questions help understand called call find information info details exactly there's what's
+who's hello hi thanks thank let see get many long much often far old big anything something someone anybody does
+bedeutet bedeuten erkläre erklären sage sagen sagt bitte frage gibt geben möchte würde gern wissen heißt versteht
+meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
+"""
+ASKING = frozenset(ASKING_LIST.split())
 SAME_WORDS = """
 price prices cost costs charge charges fee fees rate pay preis preise kosten kostet gebühr bezahlen zahlen
 hours open opens opening close closes closed closing geöffnet öffnungszeiten öffnen öffnet offen geschlossen schließt
@@ -60,8 +60,8 @@ address located location where adresse standort
 holiday holidays vacation leave urlaub ferien
 """
 NUMBER_WANTED = re.compile(
-    r"(?i)\bhow (much|many|long|often|far|old|big|large|wide|thick|high|tall|hot|cold|heavy|late|early|soon)\b|\bwhen\b|"
-    r"\bwhat (time|year|date|price|temperature|percentage|number|humidity)\b|\bcosts?\b|\bprice\b|"
+    r"(?i)\bhow (much|many|long|often|far|old|big|large|wide|thick|high|tall|hot|cold|heavy|late|early|soon)\b|"
+    r"\bwhen\b|\bwhat (time|year|date|price|temperature|percentage|number|humidity)\b|\bcosts?\b|\bprice\b|"
     r"\bwie (viel\w*|lang\w*|oft|weit|alt|groß|hoch|schwer|spät|dick|breit)\b|\bwann\b|\bkostet\b|\bkosten\b|\bpreis\b"
 )
 HAS_NUMBER = re.compile(
