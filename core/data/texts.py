@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,10 +64,13 @@ def read_texts(inputs: Sequence[Path], *, general: General = "none") -> Iterator
 def _read(files: Sequence[Path], inputs: Sequence[Path], general: General) -> Iterator[Text]:
     empty = True
     for file in files:
-        for text in _read_one(file):
-            if text.text.strip():
-                empty = False
-                yield text
+        try:
+            for text in _read_one(file):
+                if text.text.strip():
+                    empty = False
+                    yield text
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{file}: damaged gzip file: {error}") from error
     if general == "python":
         from luthier.core.data.general import python_documentation
 

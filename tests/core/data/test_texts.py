@@ -1,0 +1,112 @@
+"""Texts: what is read from a corpus, files and folders, in which order, and what bad input gets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.core.artifacts import Artifact, write_jsonl
+from luthier.core.data.corpus import Document, Source
+from luthier.core.data.texts import Text, read_texts
+from luthier.core.errors import InputError
+
+
+def make_corpus(folder: Path, documents: list[Document]) -> Path:
+    with Artifact(folder, "collect", {}, {}) as work:
+        write_jsonl(work.folder / "documents.jsonl", (d.to_row() for d in documents))
+        write_jsonl(work.folder / "rejected.jsonl", ())
+    return folder
+
+
+def document(name: str, text: str, **kwargs: str) -> Document:
+    return Document(id=name, text=text, source=Source(name, "0" * 64, "text/plain"), **kwargs)  # type: ignore[arg-type]
+
+
+def test_a_corpus_gives_its_stable_documents_with_line_and_split(tmp_path: Path) -> None:
+    corpus = make_corpus(
+        tmp_path / "corpus",
+        [
+            document("a.txt", "A"),
+            document("news.txt", "N", kind="volatile"),
+            document("empty.txt", " \n"),
+            document("b.txt", "B", split="validation"),
+        ],
+    )
+    assert list(read_texts([corpus])) == [
+        Text("A", "train", 0, "a.txt", "corpus"),
+        Text("B", "validation", 3, "b.txt", "corpus"),
+    ]
+    assert [t.name for t in read_texts([tmp_path])] == ["a.txt", "b.txt"]  # a folder that holds a corpus
+
+
+def test_files_and_folders_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "b.md").write_text("B")
+    (tmp_path / "a.TXT").write_bytes(b"\xef\xbb\xbfA\r\nA")
+    (tmp_path / "sub" / "c.jsonl").write_text('{"text": "C1"}\n\n{"text": "C2", "more": 1}\n')
+    (tmp_path / "sub" / "d.txt.gz").write_bytes(gzip.compress(b"D"))
+    (tmp_path / "sub" / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "E"}\n'))
+    (tmp_path / "x.pdf").write_bytes(b"%PDF")
+    texts = list(read_texts([tmp_path / "sub" / "d.txt.gz", tmp_path]))
+    assert [t.text for t in texts] == ["D", "A\nA", "B", "C1", "C2", "D", "E"]
+    assert {(t.split, t.line, t.origin) for t in texts} == {("train", -1, "file")}
+    assert texts[4].name == f"{tmp_path}/sub/c.jsonl:3"
+    assert ".pdf 1" in capsys.readouterr().err
+
+
+def test_general_text_comes_last_and_stands_alone() -> None:
+    texts = list(read_texts([], general="python"))
+    assert len(texts) > 100
+    assert {(t.origin, t.line, t.split) for t in texts} == {("general", -1, "train")}
+    assert texts[0].name == "python: abc"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1))
+def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    assert [t.text for t in read_texts([file])] == [t.replace("\r\n", "\n") for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9 x", "a.txt: not UTF-8 at byte 3 (0xe9)"),
+        ("a.txt", "ab".encode("utf-16"), "not UTF-8 at byte 0 (0xff)"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl: not UTF-8 at byte 24"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"texts": "x"}\n', "a.jsonl:1: field 'text' is missing or no text (found keys texts)"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: field 'text' is missing or no text"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: field 'text' is missing or no text (found list)"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: field 'text' holds half of a surrogate pair"),
+        ("a.txt.gz", b"no gzip", "a.txt.gz: damaged gzip"),
+        ("a.txt.gz", gzip.compress(b"abc" * 99)[:-9], "a.txt.gz: damaged gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}')[:-9], "a.jsonl.gz: damaged gzip"),
+        ("a.txt", b" \n", "no text in"),
+        ("a.pdf", b"%PDF", "cannot read '.pdf' as text"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        list(read_texts([tmp_path / name]))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_bad_inputs_are_refused_before_reading(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_texts([tmp_path / "missing"])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.txt"):
+        read_texts([tmp_path / "folder"])
+    with Artifact(tmp_path / "vectors", "train-vectors", {}, {}):
+        pass
+    with pytest.raises(InputError, match="made by `luthier train-vectors`"):
+        read_texts([tmp_path / "vectors"])
