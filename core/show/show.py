@@ -1,0 +1,255 @@
+"""What a file or folder is, for human eyes.
+
+An artefact says in its manifest which stage made it; a file is known by its name and first line, a model folder of
+other makers by its config.json. Each kind has its view in this folder, imported only when it is shown. What is nothing
+of ours is said to be so, with what would be done with it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.core.artifacts import read_json, read_jsonl, read_manifest
+from luthier.core.errors import InputError
+
+__all__ = ["show"]
+
+BUILT = ("corpus", "tokenizer", "shards", "vectors-word2vec", "vectors-glove", "model", "tuned", "index", "evaluation")
+MARKS = ("manifest.json", "config.json", "model.safetensors", "results.json", "index.sqlite", "luthier.toml")
+VIEWED = (
+    "a project, a corpus, questions, a tokenizer, shards, vectors, a model, an index, an evaluation, metrics.jsonl, "
+    "conversations"
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What else a view is to show: a text to try the artefact on, words whose neighbours and analogies are wanted."""
+
+    text: str | None = None
+    near: Sequence[str] = ()
+    analogy: Sequence[str] = ()
+
+
+def show(path: Path, *, text: str | None = None, near: Sequence[str] = (), analogy: Sequence[str] = ()) -> None:
+    """Print the human view of `path` to stdout.
+
+    `text` is tried on a tokenizer, a model or an index; `near` and `analogy` (three words: a is to b as c is to ?) on
+    vectors. Raises InputError if `path` does not exist or is nothing that luthier knows.
+    """
+    path, wish = Path(path), Wish(text, near, analogy)
+    if path.is_dir():
+        _folder(path, wish)
+    elif path.is_file():
+        _file(path, wish)
+    else:
+        raise InputError(f"{path}: no such file or folder")
+
+
+# ---------------------------------------------------------------- folders
+
+
+def _folder(path: Path, wish: Wish) -> None:
+    stage = _stage(path)
+    if stage in STAGES:
+        STAGES[stage](path, wish)
+        _made(path)
+    elif stage:
+        raise InputError(f"{path} was made by `luthier {stage}`, which this luthier has no view of; upgrade luthier")
+    elif (path / "luthier.toml").is_file():
+        _project(path)
+    elif (path / "config.json").is_file():
+        _model(path, wish)
+    elif (path / "tokenizer.json").is_file():
+        _tokenizer(path, wish)
+    elif (path / "work.json").is_file():
+        raise InputError(f"{path} is an artefact in the making; the command that was interrupted goes on with it")
+    else:
+        files = sum(1 for p in path.rglob("*") if p.is_file())
+        raise InputError(
+            f"{path} is a folder of {files:,} files, and nothing that luthier made\n"
+            f"Documents become a corpus by `luthier collect {path}`. What can be shown: {VIEWED}."
+        )
+
+
+def _stage(folder: Path) -> str:
+    """The stage that made an artefact; empty for a folder without a manifest of ours."""
+    if not (folder / "manifest.json").is_file():
+        return ""
+    manifest = read_json(folder / "manifest.json")
+    ours = isinstance(manifest, dict) and {"stage", "format", "outputs"} <= manifest.keys()
+    return read_manifest(folder)["stage"] if ours else ""
+
+
+def _corpus(path: Path, _: Wish) -> None:
+    from luthier.core.show.corpus import show_corpus
+
+    show_corpus(path)
+
+
+def _tokenizer(path: Path, wish: Wish) -> None:
+    from luthier.core.show.tokenizer import show_tokenizer
+
+    show_tokenizer(path, wish.text)
+
+
+def _shards(path: Path, _: Wish) -> None:
+    from luthier.core.show.shards import show_shards
+
+    show_shards(path)
+
+
+def _vectors(path: Path, wish: Wish) -> None:
+    from luthier.core.show.vectors import show_vectors
+
+    show_vectors(path, near=tuple(wish.near), analogy=tuple(wish.analogy))
+
+
+def _model(path: Path, wish: Wish) -> None:
+    from luthier.core.show.model import show_model
+
+    show_model(path, wish.text)
+    if (path / "metrics.jsonl").is_file():
+        from luthier.core.show.curve import show_losses
+
+        print()
+        show_losses(path / "metrics.jsonl")
+    if (path / "trained_pairs.jsonl").is_file():
+        _example(path)
+
+
+def _example(model: Path) -> None:
+    """One of the pairs that the model was tuned on, as the model met it."""
+    from luthier.core.data.conversations import Message, encode_conversation
+    from luthier.core.show.conversations import show_example
+    from luthier.tokenizers.formats import load_tokenizer
+
+    row = next(iter(read_jsonl(model / "trained_pairs.jsonl")), None)
+    if row is not None:
+        print(f"\nA training example ({row.get('path') or 'your own pair'}):\n")
+        tokenizer = load_tokenizer(model)
+        messages = [Message("user", row["question"]), Message("assistant", row["answer"])]
+        show_example(tokenizer, *encode_conversation(tokenizer, messages))
+
+
+def _index(path: Path, wish: Wish) -> None:
+    from luthier.core.show.index import show_index
+
+    show_index(path, wish.text)
+
+
+def _evaluation(path: Path, _: Wish) -> None:
+    from luthier.core.show.evaluation import show_evaluation
+
+    show_evaluation(path)
+
+
+STAGES: dict[str, Callable[[Path, Wish], None]] = {
+    "collect": _corpus,
+    "train-tokenizer": _tokenizer,
+    "encode": _shards,
+    "train-vectors": _vectors,
+    "pretrain": _model,
+    "finetune": _model,
+    "index": _index,
+    "evaluate": _evaluation,
+}
+
+
+def _made(path: Path) -> None:
+    """How an artefact was made: command, time, settings that matter to nobody else left out."""
+    manifest = read_manifest(path)
+    run = manifest.get("run", {})
+    inputs = ", ".join(f"{name} {value[:8]}" for name, value in manifest["inputs"].items())
+    print(f"\nmade by: {run.get('command', 'luthier ' + manifest['stage'])}")
+    print(
+        f"         {run.get('finished', 'unknown time')}, {run.get('seconds', 0):,.1f} s, on {run.get('machine', '?')}"
+    )
+    print(f"         from {len(manifest.get('documents', [])):,} documents; inputs {inputs or 'none'}")
+
+
+def _project(path: Path) -> None:
+    """The state of a project: what is built, when, how long it took, how large it is."""
+    from luthier.core.project import load_project
+
+    project = load_project(path)
+    print(f"{path}: the project {project.config.name or path.resolve().name}")
+    print(f"documents: {', '.join(project.config.documents)}\n")
+    for name in BUILT:
+        folder = project.built(name)
+        if folder.is_dir() and _stage(folder):
+            run = read_manifest(folder)["run"]
+            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            age = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "manifest.json").stat().st_mtime))
+            print(f"{folder.name:<20}{age:>18}{run['seconds']:>10,.1f} s{size:>16,} bytes")
+        elif folder.is_dir():
+            print(f"{name:<20}{'not ours':>18}  {folder}")
+        elif not name.startswith("vectors-") or name.removeprefix("vectors-") in project.config.vectors:
+            print(f"{name:<20}{'not built':>18}")
+    print(f"\nBring it up to date: luthier run {path}   Look closer: luthier show {project.built('corpus')}")
+
+
+# ---------------------------------------------------------------- files
+
+
+def _file(path: Path, wish: Wish) -> None:
+    if path.name in (
+        "manifest.json",
+        "config.json",
+        "model.safetensors",
+        "results.json",
+        "index.sqlite",
+        "luthier.toml",
+    ):
+        _folder(path.parent, wish)
+    elif path.name == "tokenizer.json":
+        _tokenizer(path, wish)
+    elif path.name in ("documents.jsonl", "rejected.jsonl") and _stage(path.parent) == "collect":
+        _corpus(path.parent, wish)
+    elif path.suffix == ".jsonl":
+        _rows(path)
+    else:
+        raise InputError(
+            f"{path} is a file of {path.stat().st_size:,} bytes, and nothing that luthier made\n"
+            f"A document becomes part of a corpus by `luthier collect`. What can be shown: {VIEWED}."
+        )
+
+
+def _rows(path: Path) -> None:
+    """A JSON-lines file by the keys of its first row."""
+    first: dict[str, Any] = next(iter(read_jsonl(path)), {})
+    if "loss" in first:
+        from luthier.core.show.curve import show_losses
+
+        show_losses(path)
+    elif {"messages", "conversations", "instruction", "prompt"} & first.keys():
+        _conversations(path)
+    elif path.name == "questions.jsonl" or first.keys() <= _question_fields():
+        from luthier.core.show.corpus import show_questions
+
+        show_questions(path)
+    else:
+        count = sum(1 for _ in read_jsonl(path))
+        print(f"{path}: {count:,} lines of JSON with the keys {', '.join(first)}\nThe first one:")
+        print(json.dumps(first, ensure_ascii=False, indent=2)[:2000])
+
+
+def _question_fields() -> set[str]:
+    from dataclasses import fields
+
+    from luthier.core.data.questions import Question
+
+    return {f.name for f in fields(Question)}
+
+
+def _conversations(path: Path) -> None:
+    from luthier.core.data.conversations import pieces, read_conversations
+
+    found = read_conversations(path)
+    print(f"{path}: {len(found):,} conversations. The first, with what is trained between ⟦ and ⟧:\n")
+    print("".join(f"⟦{text}⟧" if trained else text for text, trained in pieces(found[0].messages)))
