@@ -125,19 +125,26 @@ def _encode(tokenizer: Tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np
 
 def _mark(tokenizer: Tokenizer, mark: str) -> Sequence[int] | np.ndarray:
     """A mark's special token; where the tokenizer has none, its end of text for the end, plain text for the start."""
-    if mark in tokenizer.special_tokens:
-        return [tokenizer.special_tokens[mark]]
+    number = _id(tokenizer, mark)
+    if number is not None:
+        return [number]
     return [tokenizer.eos_id] if mark == END else tokenizer.encode_ordinary(str(mark))
+
+
+def _id(tokenizer: Tokenizer, mark: str) -> int | None:
+    """A mark's own id, if the tokenizer has one; some vocabularies do not call such tokens special."""
+    return {**tokenizer.added_tokens, **tokenizer.special_tokens}.get(mark)
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer: the end of a turn, and the end of a text."""
-    return tuple(dict.fromkeys([tokenizer.special_tokens.get(END, tokenizer.eos_id), tokenizer.eos_id]))
+    end = _id(tokenizer, END)
+    return tuple(dict.fromkeys([tokenizer.eos_id if end is None else end, tokenizer.eos_id]))
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
     """The Jinja template that gives the same ids with this tokenizer."""
-    if END in tokenizer.special_tokens:
+    if _id(tokenizer, END) is not None:
         return CHATML_TEMPLATE
     names = {number: name for name, number in tokenizer.special_tokens.items()}
     return CHATML_TEMPLATE.replace(END, names[tokenizer.eos_id])
@@ -165,7 +172,7 @@ def read_conversations(path: Path) -> list[Conversation]:
 
         {"messages": [{"role": "user", "content": "…"}, …]}                   OpenAI
         {"conversations": [{"from": "human", "value": "…"}, …]}               ShareGPT
-        {"instruction": "…", "input": "…", "output": "…"}                     Alpaca; input may be left out
+        {"instruction": "…", "input": "…", "output": "…"}                     Alpaca (input optional; or response)
         {"prompt": "…", "completion": "…"}                                    prompt and completion
 
     Raises InputError naming file, line and field of the first row that cannot be used.
@@ -210,7 +217,6 @@ def _messages(row: Any, where: str) -> tuple[Message, ...]:
     if form is None:
         raise InputError(
             f"{where}: no field {' or '.join(repr(f) for f in FORMS)} (found {', '.join(row) or 'nothing'})"
-            f"{did_you_mean(next(iter(row), ''), FORMS)}"
         )
     messages = FORMS[form](row, where)
     if all(m.role != "assistant" for m in messages):
@@ -232,7 +238,8 @@ def _alpaca(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     asked = _text(row, "instruction", where)
     if row.get("input"):
         asked += "\n\n" + _text(row, "input", where)
-    return Message("user", asked), Message("assistant", _text(row, "output", where))
+    answer = "response" if "response" in row and "output" not in row else "output"
+    return Message("user", asked), Message("assistant", _text(row, answer, where))
 
 
 def _completion(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
