@@ -125,8 +125,8 @@ def test_what_is_no_finished_shards_folder_is_refused(tmp_path: Path, shards: Sh
 
 
 def test_same_ids_again_do_nothing_and_others_are_refused(tmp_path: Path) -> None:
-    def write(ids: list[int], **more: bool) -> Path:
-        return write_shards(tmp_path / "s", [np.array(ids)], vocab_size=300, eos_id=EOS, **more)
+    def write(ids: list[int], overwrite: bool = False) -> Path:
+        return write_shards(tmp_path / "s", [np.array(ids)], vocab_size=300, eos_id=EOS, overwrite=overwrite)
 
     before = (write([1]) / "train-00000.bin").stat().st_mtime_ns
     assert (write([1]) / "train-00000.bin").stat().st_mtime_ns == before
