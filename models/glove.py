@@ -13,12 +13,13 @@ AdaGrad (Duchi et al. 2011) gives each number its own rate, eta / √(1 + sum of
 
 A word's final vector is w + c (§4.2): with a symmetric window the two tables differ by chance only.
 
-Counting is one sort. Each pair becomes the number (i·V + j)·window + d − 1; sorted, equal pairs lie together, and sums of
-1/d over each stretch are X. A block of words at a time, then the blocks' sums are merged the same way. Training visits
-the pairs in tiles of 512 × 512 words, in an order drawn once, so that the rows of a tile stay in the core's cache.
+Counting is one sort. Each pair becomes the number (i·V + j)·window + d − 1; sorted, equal pairs lie together, and the
+sums of 1/d over each stretch are X. A block of words at a time, then the blocks' sums are merged the same way.
+Training visits the pairs in tiles of 512 × 512 words, in an order drawn once, so that the rows of a tile stay in the
+core's cache.
 
-A window never leaves its document. `workers` threads share the tables without a lock; one thread gives the same bits for
-the same seed. A product that is no number, or beyond ±1e4, stops the training and names the pair.
+A window never leaves its document. `workers` threads share the tables without a lock; one thread gives the same bits
+for the same seed. A product that is no number, or beyond ±1e4, stops the training and names the pair.
 
 Legend: V rows of the vocabulary, D vector size, P = D rounded up to 16 (the rest stays zero).
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +66,7 @@ class Cooccurrences(NamedTuple):
 def count_pairs_plain(rows: np.ndarray, offsets: np.ndarray, window: int) -> dict[tuple[int, int], float]:
     """X as a dictionary (i, j) → count, the readable way."""
     counts: Counter[tuple[int, int]] = Counter()
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in pairwise(offsets):
         document = [int(row) for row in rows[start:end]]
         for at, word in enumerate(document):
             for distance in range(1, min(window, at) + 1):
@@ -220,7 +222,7 @@ def train_glove(
         for _ in range(iterations):
             args = (W, C, GW, GC, b, np.float32(eta))
             results = [pool.submit(kernel, i, j, log_x, f, cuts[n], cuts[n + 1], *args) for n in range(workers)]
-            for loss, n in [r.result() for r in results]:
+            for _, n in [r.result() for r in results]:
                 if n >= 0:
                     product = float(W[i[n]] @ C[j[n]] + b[i[n], 0] + b[j[n], 1])
                     raise Diverged(int(i[n]), int(j[n]), float(x[n]), product)

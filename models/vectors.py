@@ -5,15 +5,15 @@ A folder holds
     vectors.safetensors   `vectors` [V, D] float32, and `contexts` [V, D] where the trainer made a second table
     vocabulary.jsonl      {"token", "id", "count"} a line, line n for row n, the commonest first
 
-`id` is the token's number in its tokenizer (or the row itself, for words), `count` how often it was trained on. Tokens of
-a byte-level tokenizer stand in GPT-2's printable spelling, in which a space is Ġ, so that no token holds a blank.
+`id` is the token's number in its tokenizer (or the row itself, for words), `count` how often it was trained on. Tokens
+of a byte-level tokenizer stand in GPT-2's printable spelling, in which a space is Ġ, so that no token holds a blank.
 The table is memory-mapped: opening costs nothing, and processes share the pages they touch.
 
-**Nearest tokens** are those of largest cosine. The search is exact: unit(q) · unit(v) for every row, a block of rows at a
-time, so that a table larger than memory is searched in the memory of one block.
+**Nearest tokens** are those of largest cosine. The search is exact: unit(q) · unit(v) for every row, a block of rows at
+a time, so that a table larger than memory is searched in the memory of one block.
 
-**Analogies** "man is to king as woman is to ?" by 3CosAdd (Levy & Goldberg 2014, eq. 1): the token nearest to the sum of
-the unit vectors king − man + woman, the three words themselves left out.
+**Analogies** "man is to king as woman is to ?" by 3CosAdd (Levy & Goldberg 2014, eq. 1): the token nearest to the sum
+of the unit vectors king − man + woman, the three words themselves left out.
 
 **Sentences** by smooth inverse frequency (Arora, Liang & Ma 2017, algorithm 1): the mean of the words' vectors weighted
 a / (a + p(w)), minus its projection on the common direction of all sentences (their first singular vector).
@@ -26,13 +26,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Trained", "Vectors", "VectorsError", "load_vectors"]
+__all__ = ["Trained", "Vectors", "VectorsError", "load_vectors", "spell", "unspell"]
 
 TABLE = "vectors.safetensors"
 VOCABULARY = "vocabulary.jsonl"
@@ -218,6 +218,37 @@ def _first_direction(table: np.ndarray) -> np.ndarray:
     """The first right singular vector of `table` [N, D], float32 [D]; zeros for a table of zeros."""
     values, directions = np.linalg.eigh(table.T.astype(np.float64) @ table.astype(np.float64))
     return (directions[:, -1] * (values[-1] > 0)).astype(np.float32)
+
+
+# ---------------------------------------------------------------- spelling
+
+
+@cache
+def _alphabet() -> dict[int, str]:
+    """Byte → its character: printable bytes stand for themselves, the others for U+0100 and what follows."""
+    from luthier.tokenizers.bpe import BYTE_ORDER, PRINTABLE
+
+    others = BYTE_ORDER[len(PRINTABLE) :]
+    return {**{b: chr(b) for b in PRINTABLE}, **{b: chr(256 + n) for n, b in enumerate(others)}}
+
+
+@cache
+def _bytes_of() -> dict[str, int]:
+    return {character: byte for byte, character in _alphabet().items()}
+
+
+def spell(token: bytes) -> str:
+    """A token's bytes in GPT-2's printable spelling."""
+    return "".join(map(_alphabet().__getitem__, token))
+
+
+def unspell(token: str) -> str:
+    """The text of a token in GPT-2's spelling; what is not in it (a special token) stays as it is, bytes that are no
+    character become �."""
+    try:
+        return bytes(_bytes_of()[character] for character in token).decode("utf-8", errors="replace")
+    except KeyError:
+        return token
 
 
 # ---------------------------------------------------------------- opening

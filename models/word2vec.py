@@ -10,8 +10,8 @@ text and each neighbour x in its window, pull w_x and c_word together and push w
 - *noise* is drawn in proportion to count^`ns_exponent` (¾), exactly and in constant time, by Walker's alias table;
 - *sample*: a word of frequency f is kept with probability √(t/f) + t/f, t = `sample` (the formula of word2vec.c);
 - the rate falls in a straight line from `alpha` to `min_alpha` over all words of all epochs;
-- *shared noise* (Ji et al. 2016, arXiv:1604.04661): the neighbours of one word share its K noise words. Three small matrix
-  products then do the work of (K + 1)·neighbours dot products, at equal quality:
+- *shared noise* (Ji et al. 2016, arXiv:1604.04661): the neighbours of one word share its K noise words. Three small
+  matrix products then do the work of (K + 1)·neighbours dot products, at equal quality:
 
       E [n, K+1] = σ(X Tᵀ) − labels;   T −= rate·Eᵀ X;   X −= rate·E T        X [n, D] neighbours, T [K+1, D] targets
 
@@ -98,7 +98,8 @@ def skipgram(
     rows, offsets, document, first, last, keep, accept, alias, sigmoid, W, C, window, negative, alpha, min_alpha, state
 ):
     """Train on rows[first:last] int32, where offsets int64 bound the documents. `keep` float64 [V] is the chance to be
-    kept, `accept` float64 and `alias` int64 [V] the noise; the rate goes from `alpha` to `min_alpha`; `state` uint64."""
+    kept, `accept` float64 and `alias` int64 [V] the noise; the rate goes from `alpha` to `min_alpha`; `state` uint64.
+    """
     V, P, K = W.shape[0], W.shape[1], (negative + 3) // 3 * 3
     kept, neighbours = np.empty(last - first, np.int64), np.zeros(2 * window + 3, np.int64)
     targets, rates = np.zeros(K, np.int64), np.zeros(K, np.float32)
@@ -200,8 +201,8 @@ def train_word2vec(
     report: Callable[[int, float], object] = lambda words, loss: None,
 ) -> Trained:
     """Learn vectors of `rows` (int, the row of each word of the text; 0 the commonest), documents between `offsets`,
-    `counts` [V] of each row. Names as in gensim; `kernel` is `skipgram` or its plain twin. `report(words, loss)` is called
-    after each round. Raises VectorsError for settings that cannot be."""
+    `counts` [V] of each row. Names as in gensim; `kernel` is `skipgram` or its plain twin. `report(words, loss)` is
+    called after each round. Raises VectorsError for settings that cannot be."""
     _check(rows, counts, vector_size=vector_size, window=window, negative=negative, epochs=epochs, workers=workers)
     rows, offsets = np.array(rows, np.int32), np.array(offsets, np.int64)
     V, P = len(counts), -(-vector_size // 16) * 16
