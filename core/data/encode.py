@@ -157,9 +157,10 @@ def _write(
     folder: Path, texts: Iterable[Text], tokenizer: Tokenizer, hashes: dict[str, str], config: EncodeConfig
 ) -> None:
     """Encode in batches, each text into the file of its split; then the facts and the names."""
-    sizes, sources = dict.fromkeys(SPLITS, 0), []
+    sizes: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+    sources: list[dict[str, Any]] = []
     with ExitStack() as stack, progress("Encoding", None, "characters") as advance:
-        writers = {
+        writers: dict[Split, ShardWriter] = {
             split: stack.enter_context(ShardWriter(folder, split, tokenizer.vocab_size, config.max_shard_tokens))
             for split in SPLITS
         }
@@ -173,7 +174,7 @@ def _write(
         raise InputError(
             "every text is held out and none is left to train on\nSet --validation-fraction 0, or add texts."
         )
-    splits = {
+    splits: dict[Split, dict[str, int]] = {
         split: {"files": w.files, "documents": w.documents, "tokens": w.count, "bytes": sizes[split]}
         for split, w in writers.items()
     }
