@@ -96,7 +96,9 @@ def _strip(soup: BeautifulSoup) -> None:
 
 def _without_furniture(soup: BeautifulSoup) -> None:
     """Take out what looks like furniture, unless that is nearly all there is: a page of links is a page."""
-    found = [tag for tag in soup.find_all(["nav", "header", "footer", "aside", "menu", "ul", "div"]) if _is_furniture(tag)]
+    found = [
+        tag for tag in soup.find_all(["nav", "header", "footer", "aside", "menu", "ul", "div"]) if _is_furniture(tag)
+    ]
     ids = {id(tag) for tag in found}  # `==` on tags would compare all that is in them
     outer = [tag for tag in found if not any(id(parent) in ids for parent in tag.parents)]
     whole = len("".join(soup.get_text().split()))
@@ -288,7 +290,9 @@ def _terms(tag: Tag) -> list[str]:
     for part in tag.find_all(["dt", "dd"]):
         if part.find_parent("dl") is not tag:
             continue
-        inner = [f"  {line}" for dl in part.find_all("dl") if dl.find_parent("dl") is tag for line in _terms(dl.extract())]
+        inner = [
+            f"  {line}" for dl in part.find_all("dl") if dl.find_parent("dl") is tag for line in _terms(dl.extract())
+        ]
         text = _text(part)
         if part.name == "dt" or not lines:
             lines.append(f"- {text}")

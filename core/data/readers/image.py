@@ -36,7 +36,9 @@ def read_image(file: Path, data: bytes) -> Extracted:
             found = recognise(np.asarray(_enlarged(_on_white(upright))))
             best = max(best, found.confidence)
             if found.paragraphs and found.confidence < LEAST_CONFIDENCE:
-                out.notes.append(f"page {number}: left out, recognised with a confidence of only {found.confidence:.0%}")
+                out.notes.append(
+                    f"page {number}: left out, recognised with a confidence of only {found.confidence:.0%}"
+                )
                 pages.append([])
                 continue
             note = f"confidence {found.confidence:.0%}" if found.paragraphs else "no text recognised"

@@ -80,7 +80,9 @@ class Package:
         for item in root if root is not None else ():
             if local(item) == "Relationship" and item.get("TargetMode") != "External":
                 target = item.get("Target", "")
-                target = target.lstrip("/") if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target))
+                target = (
+                    target.lstrip("/") if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target))
+                )
                 out.append(Relation(item.get("Id", ""), item.get("Type", "").rsplit("/", 1)[-1], target))
         return out
 
@@ -141,15 +143,23 @@ def chart_blocks(root: Any) -> list[tuple[str, str]]:
 def _points(element: Any) -> list[str]:
     if element is None:
         return []
-    return [v.text or "" for point in descendants(element, "pt") for v in point if local(v) == "v"] or [
-        v.text or "" for v in descendants(element, "v")
-    ]
+    return [_short(v.text or "") for v in descendants(element, "v")]
+
+
+def _short(value: str) -> str:
+    """A number without the dust of binary fractions: 4.4000000000000004 is 4.4."""
+    try:
+        return f"{float(value):.12g}" if "." in value else value
+    except ValueError:
+        return value
 
 
 def math_text(element: Any) -> str:
     """A formula of Office (OMML) on one line: `(a+b)/c`, `x^2`, `√(y)`, `∑_(i=1)^n`."""
     name = local(element)
-    parts = {local(e): math_text(e) for e in element if local(e) in ("num", "den", "e", "sub", "sup", "deg", "fName", "lim")}
+    parts = {
+        local(e): math_text(e) for e in element if local(e) in ("num", "den", "e", "sub", "sup", "deg", "fName", "lim")
+    }
     bracket = _bracketed
     if name == "t":
         return element.text or ""

@@ -81,7 +81,10 @@ def _open(file: Path, data: bytes) -> pypdfium2.PdfDocument:
 def _title(document: pypdfium2.PdfDocument) -> str:
     """The title in the properties, unless a program made it up."""
     title = " ".join(document.get_metadata_value("Title").split())
-    made_up = re.search(r"(?i)^\(?(untitled|anonymous|microsoft|document\d*|print|scan|title)\b|\.(docx?|pdf|indd|tex|xlsx?|pptx?)$", title)
+    made_up = re.search(
+        r"(?i)^\(?(untitled|anonymous|microsoft|document\d*|print|scan|title)\b|\.(docx?|pdf|indd|tex|xlsx?|pptx?)$",
+        title,
+    )
     return "" if made_up or len(title) < 4 else title
 
 
@@ -179,7 +182,9 @@ def _invisible(page: pypdfium2.PdfPage) -> float:
     """The share of the text objects that are drawn without ink."""
     import pypdfium2.raw as raw
 
-    modes = [raw.FPDFTextObj_GetTextRenderMode(o) for o in page.get_objects(filter=[raw.FPDF_PAGEOBJ_TEXT], max_depth=3)]
+    modes = [
+        raw.FPDFTextObj_GetTextRenderMode(o) for o in page.get_objects(filter=[raw.FPDF_PAGEOBJ_TEXT], max_depth=3)
+    ]
     return sum(mode == raw.FPDF_TEXTRENDERMODE_INVISIBLE for mode in modes) / len(modes) if modes else 0.0
 
 
@@ -202,7 +207,9 @@ def _from_characters(characters: list, text: Any, height: float) -> list[Paragra
         (segments if turn == upright else aside).append(_segment(line, text, upright if turn == upright else turn))
     single = sum(len(s.text.strip()) == 1 and ord(s.text.strip()[0]) > 0x2E80 for s in segments)
     if single > 0.5 * len(segments) and single > 5:  # vertical lines: PDFium's own order
-        return [Paragraph(part.strip(), "paragraph", 10) for part in text.get_text_range().split("\r\n") if part.strip()]
+        return [
+            Paragraph(part.strip(), "paragraph", 10) for part in text.get_text_range().split("\r\n") if part.strip()
+        ]
     bottom = max((s.y1 for s in segments), default=0.0)
     top = min((s.y0 for s in segments), default=0.0)
     shift = -top + max(0.0, (height - (bottom - top)) / 2)

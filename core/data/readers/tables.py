@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from luthier.core.data.readers.plain import decode, paragraphs
 from luthier.core.data.readers.read import Block, Extracted
 
-__all__ = ["read_csv", "table_text"]
+__all__ = ["flat", "read_csv", "table_text"]
 
 DELIMITERS = ",;\t|"
 
@@ -32,6 +33,14 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     used = [n for n in range(width) if any(row[n] for row in cells)]
     lines = ["| " + " | ".join(row[n] for n in used) + " |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(used), *lines[1:]]) if lines else ""
+
+
+def flat(block: Block) -> str:
+    """A block's text for a place that is one line; a table as `a, b; c, d`."""
+    if block.kind != "table":
+        return block.text
+    lines = [line.strip("|").split(" | ") for line in block.text.split("\n") if not re.fullmatch(r"[| -]+", line)]
+    return "; ".join(", ".join(cell.strip() for cell in line if cell.strip()) for line in lines)
 
 
 def read_csv(file: Path, data: bytes) -> Extracted:

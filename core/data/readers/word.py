@@ -18,7 +18,7 @@ from typing import Any
 
 from luthier.core.data.readers.office import Package, attribute, chart_blocks, descendants, local, math_text
 from luthier.core.data.readers.read import Block, Extracted
-from luthier.core.data.readers.tables import table_text
+from luthier.core.data.readers.tables import flat, table_text
 from luthier.core.errors import DocumentError
 
 __all__ = ["read_docx"]
@@ -137,7 +137,7 @@ def _edges(reading: Reading, kind: str) -> list[str]:
     for part in reading.package.related(reading.part, kind):
         inner = Reading(reading.package, part, reading.styles, reading.formats)
         _walk(inner, reading.package.xml(part))
-        text = "\n".join(b.text for b in inner.blocks if b.text.strip())
+        text = "\n".join(flat(b) for b in inner.blocks if b.text.strip())
         if text and text not in out:
             out.append(text)
     return out
@@ -246,8 +246,11 @@ def _bold_headings(reading: Reading) -> None:
     for index in reading.bold:
         block = reading.blocks[index]
         words = block.text.split()
-        if len(words) <= 12 and "\n" not in block.text and block.text[-1] not in ".,;:" and len(reading.bold) * 2 < len(
-            reading.blocks
+        if (
+            len(words) <= 12
+            and "\n" not in block.text
+            and block.text[-1] not in ".,;:"
+            and len(reading.bold) * 2 < len(reading.blocks)
         ):
             block.kind, block.level = "heading", 2
 
@@ -408,11 +411,4 @@ def _cell(reading: Reading, cell: Any) -> str:
     inner.notes = reading.notes
     _walk(inner, cell)
     reading.waiting += inner.waiting
-    texts = []
-    for block in inner.blocks:
-        if block.kind == "table":
-            lines = [line for line in block.text.split("\n") if not re.fullmatch(r"[| -]+", line)]
-            texts.append("; ".join(", ".join(c.strip() for c in line.strip("|").split(" | ") if c.strip()) for line in lines))
-        else:
-            texts.append(block.text)
-    return " ".join(" ".join(texts).split())
+    return " ".join(" ".join(map(flat, inner.blocks)).split())
