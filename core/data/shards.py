@@ -16,6 +16,8 @@ document, `documents` its line, and the corpus the file and page: any token of a
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.core.artifacts import Artifact, read_json, read_jsonl, read_manifest, write_json
+from luthier.core.artifacts import Artifact, read_json, read_jsonl, read_manifest, write_json, write_jsonl
 from luthier.core.data.corpus import Split
 from luthier.core.errors import ArtifactError, InputError
 
@@ -139,6 +141,8 @@ def open_shards(folder: Path, split: Split = "train") -> Shards:
     """
     folder = Path(folder)
     read_manifest(folder, "encode")
+    if not (folder / FACTS).is_file():
+        raise ArtifactError(f"{folder / FACTS} is missing\nMake the shards again: luthier encode … --overwrite")
     facts = read_json(folder / FACTS)
     dtype = np.dtype(facts["dtype"]).newbyteorder("<")
     names = [f"{split}-{i:05d}" for i in range(facts["splits"].get(split, {}).get("files", 0))]
@@ -215,6 +219,8 @@ class ShardWriter:
         """Finish the file being written; the next document begins another."""
         if self._file is None:
             return
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         np.array(self._offsets, "<i8").tofile(self._stem("idx"))
         np.array(self._lines, "<i8").tofile(self._stem("doc"))
@@ -254,10 +260,6 @@ def write_shards(
     overwrite: bool = False,
 ) -> Path:
     """Make a shards folder of ids that come from elsewhere, one array a document; each gets `eos_id` at its end."""
-    import hashlib
-
-    from luthier.core.artifacts import write_jsonl
-
     parts: dict[Split, list[np.ndarray]] = {
         "train": [np.append(ids, eos_id) for ids in train],
         "validation": [np.append(ids, eos_id) for ids in validation],
