@@ -279,13 +279,13 @@ def font(name: str, size: int):
 
 
 def scan(source: str) -> bytes:
-    """One page of an old typed sheet as a scanner sees it, in a PDF without text: 120 dpi, crooked, grey, speckled."""
+    """One page of an old typed sheet as a scanner sees it, in a PDF without text: crooked, grey, speckled."""
     import numpy as np
     from PIL import Image, ImageDraw
     from reportlab.lib.utils import ImageReader
     from reportlab.pdfgen.canvas import Canvas
 
-    width, height = 992, 1403
+    width, height = 992, 1408  # A5 at 170 dpi
     page = Image.new("L", (width, height), 238)
     draw, y = ImageDraw.Draw(page), 110
     for number, line in enumerate(source.strip().split("\n")):
@@ -300,8 +300,8 @@ def scan(source: str) -> bytes:
     page = Image.fromarray(np.clip(np.asarray(page) + grains - shadow[:, ::-1] * 0.5, 0, 255).astype(np.uint8))
     picture, out = io.BytesIO(), io.BytesIO()
     page.save(picture, "JPEG", quality=45)
-    canvas = Canvas(out, pagesize=(595.3, 841.9), invariant=1)
-    canvas.drawImage(ImageReader(picture), 0, 0, 595.3, 841.9)
+    canvas = Canvas(out, pagesize=PAGE, invariant=1)
+    canvas.drawImage(ImageReader(picture), 0, 0, *PAGE)
     canvas.save()
     return out.getvalue()
 
@@ -340,15 +340,16 @@ def photographed(source: str) -> bytes:
         y += 62
     table = Image.new("RGB", (width + 160, height + 120), (112, 84, 60))
     table.paste(paper, (80, 60))
-    corners = np.array([(0, 0), (0, 940), (1160, 940), (1160, 0)]) + np.array([(26, -6), (-14, 8), (12, -10), (-18, 14)])
+    corners = np.array([(26, 4), (6, 934), (1152, 926), (1140, 16)])
     photo = table.transform(
-        table.size, Image.Transform.QUAD, corners.astype(float).ravel().tolist(), resample=Image.Resampling.BICUBIC
+        table.size, Image.Transform.QUAD, corners.ravel().tolist(), resample=Image.Resampling.BICUBIC
     )
     light = np.linspace(1.04, 0.84, photo.width)[None, :, None] * np.linspace(1.0, 0.93, photo.height)[:, None, None]
     grains = random.normal(0, 4, (photo.height, photo.width, 1))
     photo = Image.fromarray(np.clip(np.asarray(photo) * light + grains, 0, 255).astype(np.uint8))
     out = io.BytesIO()
-    photo.filter(ImageFilter.GaussianBlur(0.5)).save(out, "JPEG", quality=62)
+    photo = photo.resize((photo.width * 3 // 4, photo.height * 3 // 4), Image.Resampling.LANCZOS)
+    photo.filter(ImageFilter.GaussianBlur(0.4)).save(out, "JPEG", quality=62)
     return out.getvalue()
 
 
