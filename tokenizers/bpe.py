@@ -10,11 +10,12 @@ compiled by Numba, gives the same ids:
     heap    a longer one: candidates (rank, place) in a heap, neighbours in a linked list, so n log n steps; a megabyte
             of one letter takes a second, not a day
 
-Because every byte is a token there is no unknown text, and decoding is joining bytes. A token may end in the middle of a
-character, so single tokens need not be valid UTF-8.
+Because every byte is a token there is no unknown text, and decoding is joining bytes. A token may end in the middle of
+a character, so single tokens need not be valid UTF-8.
 
-Special tokens (`<|endoftext|>` …) stand for things that are not text. `encode_ordinary` takes their spelling as the text
-it is; `encode` refuses it unless it is allowed, as tiktoken does: text from strangers must not be able to end a turn.
+Special tokens (`<|endoftext|>` …) stand for things that are not text. `encode_ordinary` takes their spelling as the
+text it is; `encode` refuses it unless it is allowed, as tiktoken does: text from strangers must not be able to end a
+turn. The vocabulary is laid out as bpe_train.py says, or as a file says.
 Added tokens are vocabulary from outside the merges (Hugging Face's non-special ones): always recognised.
 """
 
@@ -24,6 +25,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +52,9 @@ PRINTABLE: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 BYTE_ORDER: Final = (*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE))
 
 
+NO_MERGE = (1 << 62, 0)
+
+
 class VocabularyError(ValueError):
     """Tokens and merges that make no tokenizer."""
 
@@ -68,23 +73,23 @@ def encode_by_the_book(
     """The textbook loop for one piece: `ranks` maps a pair of ids to (rank, id of the joined token)."""
     ids = [byte_ids[b] for b in piece]
     while len(ids) > 1:
-        rank, i = min(
-            (ranks.get(pair, (len(ranks), 0))[0], i) for i, pair in enumerate(zip(ids, ids[1:], strict=False))
-        )
-        if rank == len(ranks):
+        found = [ranks.get(pair, NO_MERGE) for pair in pairwise(ids)]
+        rank, new = min(found)
+        if (rank, new) == NO_MERGE:
             break
-        ids[i : i + 2] = [ranks[ids[i], ids[i + 1]][1]]
+        i = found.index((rank, new))
+        ids[i : i + 2] = [new]
     return ids
 
 
 class Tokenizer:
     """A byte-level BPE vocabulary, its merges and its rules.
 
-    `tokens` id → bytes (a special token's text in UTF-8; b"" for an id that stands for nothing); `merges` [M, 2] pairs of
-    ids in order of rank; `special_tokens` and `added_tokens` text → id; `pattern` a name in PATTERNS or an expression;
-    `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say (tiktoken,
-    Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty places. `kept` holds
-    what a file said that concerns only other programs. Raises VocabularyError naming the id or merge that is wrong.
+    `tokens` id → bytes (a special token's text in UTF-8; b"" for an id that stands for nothing); `merges` [M, 2] pairs
+    of ids in order of rank; `special_tokens` and `added_tokens` text → id; `pattern` a name in PATTERNS or an
+    expression; `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges
+    say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
+    places. `kept` holds what a file said that concerns only other programs. Raises VocabularyError naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -237,12 +242,13 @@ class Tokenizer:
             cache = self._caches.pop()
         except IndexError:
             cache = _words(CACHE_PIECES, CACHE_PIECES * 16, CACHE_PIECES * 4)
-        count = _encode(data, ends, self._pairs, self._whole, cache, ids)
+        longest = int(np.diff(ends, prepend=0).max(initial=SHORT))
+        count = _encode(data, ends, self._pairs, self._whole, cache, np.empty((6, longest), np.int64), ids)
         self._caches.append(cache)
         return ids[:count].copy() if 2 * count < len(ids) else ids[:count]
 
     def encode_reference(self, text: str) -> list[int]:
-        """`encode_ordinary` without added tokens, by the book in plain Python. Slow, and meant for reading and tests."""
+        """`encode_ordinary` without added tokens, by the book in plain Python: slow, for reading and for tests."""
         byte_ids, ranks = self._pairs.byte_ids.tolist(), self.ranks
         ids: list[int] = []
         for piece in split(self._normalize(text), self.pattern):
@@ -332,7 +338,11 @@ class Tokenizer:
 
 # ---------------------------------------------------------------- the fast path
 
-CACHE_PIECES: Final = 1 << 16  # pieces that a thread remembers, about 5 MB; full, it starts afresh
+# No function below makes an array, so Numba need not count references; only outer ones are called from Python.
+_outer = njit(cache=True, nogil=True, _nrt=False)
+_inner = njit(cache=True, nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+CACHE_PIECES: Final = 1 << 17  # pieces that a thread remembers, 12 MB when full; then it starts afresh
 SHORT: Final = 64  # bytes; longer pieces go through the heap and are not remembered
 
 
@@ -347,7 +357,7 @@ class _Pairs(NamedTuple):
 
 class _Words(NamedTuple):
     """Pieces and their ids. Hash table: `hashes` with the lowest bit set, 0 where free; `entries` the piece's number e;
-    its bytes are `letters[starts[e] : starts[e + 1]]`, its ids `ids[firsts[e] : firsts[e + 1]]`; `used` how many pieces."""
+    its bytes are `letters[starts[e] : starts[e + 1]]`, its ids `ids[firsts[e] : firsts[e + 1]]`; `used` how many."""
 
     hashes: npt.NDArray[np.uint64]
     entries: npt.NDArray[np.int32]
@@ -372,7 +382,7 @@ def _words(pieces: int, letters: int, ids: int) -> _Words:
     )
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _pair_slot(pairs, left, right):
     """The slot of a pair, or the free one where it would go."""
     key = (np.int64(left) << 32 | np.int64(right)) + 1
@@ -383,14 +393,14 @@ def _pair_slot(pairs, left, right):
     return s
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _value(pairs, left, right):
     """rank << 32 | id of the joined token; larger than any where the pair has no merge."""
     s = _pair_slot(pairs, left, right)
     return pairs.values[s] if pairs.keys[s] else np.int64(1 << 62)
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _fill_pairs(pairs, merges, joined):
     for k in range(len(merges)):
         s = _pair_slot(pairs, merges[k, 0], merges[k, 1])
@@ -398,7 +408,7 @@ def _fill_pairs(pairs, merges, joined):
         pairs.values[s] = np.int64(k) << 32 | np.int64(joined[k])
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _hash(data, begin, end):
     h = np.uint64(14695981039346656037)  # FNV-1a
     for i in range(begin, end):
@@ -406,7 +416,7 @@ def _hash(data, begin, end):
     return (h ^ h >> np.uint64(32)) | np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _word_slot(words, h, data, begin, end):
     """The slot of a piece, or the free one where it would go."""
     mask = np.uint64(len(words.hashes) - 1)
@@ -425,7 +435,7 @@ def _word_slot(words, h, data, begin, end):
     return s
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _remember(words, s, h, data, begin, end, ids, first, last):
     """Put a piece and its ids, ids[first:last], into the free slot s. A full table is emptied first."""
     e = words.used[0]
@@ -447,9 +457,9 @@ def _remember(words, s, h, data, begin, end, ids, first, last):
     words.used[0] = e + 1
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _fill_words(words, letters, ends, ids):
-    begin = 0
+    begin = np.int64(0)
     for k in range(len(ends)):
         h = _hash(letters, begin, ends[k])
         s = _word_slot(words, h, letters, begin, ends[k])
@@ -457,18 +467,17 @@ def _fill_words(words, letters, ends, ids):
         begin = ends[k]
 
 
-@njit(cache=True, nogil=True)
-def _encode(data, ends, pairs, whole, cache, out):
-    """Write the ids of all pieces into `out`; returns how many."""
-    values = np.empty(SHORT, np.int64)
-    o, begin = 0, 0
+@_outer
+def _encode(data, ends, pairs, whole, cache, room, out):
+    """Write the ids of all pieces into `out`; returns how many. `room` [6, longest piece] is scratch."""
+    o, begin = np.int64(0), np.int64(0)
     for k in range(len(ends)):
         end = ends[k]
         if end - begin == 1:
             out[o] = pairs.byte_ids[data[begin]]
             o += 1
         elif end - begin > SHORT:
-            o = _whole_or_joined(data, begin, end, pairs, whole, values, out, o)
+            o = _whole_or_joined(data, begin, end, pairs, whole, room, out, o)
         else:
             h = _hash(data, begin, end)
             s = _word_slot(cache, h, data, begin, end)
@@ -479,14 +488,14 @@ def _encode(data, ends, pairs, whole, cache, out):
                     o += 1
             else:
                 first = o
-                o = _whole_or_joined(data, begin, end, pairs, whole, values, out, o)
+                o = _whole_or_joined(data, begin, end, pairs, whole, room, out, o)
                 _remember(cache, s, h, data, begin, end, out, first, o)
         begin = end
     return o
 
 
-@njit(cache=True, nogil=True)
-def _whole_or_joined(data, begin, end, pairs, whole, values, out, o):
+@_inner
+def _whole_or_joined(data, begin, end, pairs, whole, room, out, o):
     """Ids of one piece into out[o:]; returns where they end."""
     if whole.used[0]:
         s = _word_slot(whole, _hash(data, begin, end), data, begin, end)
@@ -496,10 +505,10 @@ def _whole_or_joined(data, begin, end, pairs, whole, values, out, o):
     for i in range(end - begin):
         out[o + i] = pairs.byte_ids[data[begin + i]]
     ids = out[o : o + end - begin]
-    return o + (_scan(ids, pairs, values) if end - begin <= SHORT else _heap(ids, pairs))
+    return o + (_scan(ids, pairs, room[0]) if end - begin <= SHORT else _heap(ids, pairs, room))
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _scan(ids, pairs, values):
     """Join in place; returns how many ids are left. values[i] is what _value says of ids[i], ids[i + 1]."""
     n = len(ids)
@@ -524,16 +533,16 @@ def _scan(ids, pairs, values):
     return n
 
 
-@njit(cache=True, nogil=True)
-def _heap(ids, pairs):
+@_inner
+def _heap(ids, pairs, room):
     """The same through a heap of rank << 32 | place. A candidate whose pair has changed since is dropped when it comes
     up: joining changed the rank at its place or took the place away."""
     n = len(ids)
-    after, before = np.arange(1, n + 1), np.arange(-1, n - 1)
-    rank = np.full(n, np.int64(1 << 30))  # of the pair that starts here; 1 << 30: none
-    heap, size = np.empty(3 * n, np.int64), 0  # a join adds at most two
-    for i in range(n - 1):
-        rank[i] = _value(pairs, ids[i], ids[i + 1]) >> 32
+    after, before, rank, heap = room[0], room[1], room[2], room[3:].reshape(-1)  # a join adds at most two to the heap
+    size = np.int64(0)
+    for i in range(n):
+        after[i], before[i] = i + 1, i - 1
+        rank[i] = _value(pairs, ids[i], ids[i + 1]) >> 32 if i + 1 < n else 1 << 30  # 1 << 30: no pair starts here
         if rank[i] < 1 << 30:
             heap[size] = rank[i] << 32 | i
             size += 1
@@ -543,7 +552,7 @@ def _heap(ids, pairs):
         top, i = heap[0] >> 32, heap[0] & 0xFFFFFFFF
         size -= 1
         heap[0] = heap[size]
-        _sink(heap, 0, size)
+        _sink(heap, np.int64(0), size)
         if top != rank[i]:
             continue
         j = after[i]
@@ -559,7 +568,7 @@ def _heap(ids, pairs):
                     rank[left] = _value(pairs, ids[left], ids[after[left]]) >> 32
                 if rank[left] < 1 << 30:
                     size = _push(heap, size, rank[left] << 32 | left)
-    i, count = 0, 0
+    i, count = np.int64(0), 0
     while i < n:
         ids[count] = ids[i]
         count += 1
@@ -567,7 +576,7 @@ def _heap(ids, pairs):
     return count
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _push(heap, size, item):
     i = size
     while i and heap[(i - 1) // 2] > item:
@@ -577,7 +586,7 @@ def _push(heap, size, item):
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _sink(heap, i, size):
     item = heap[i]
     while 2 * i + 1 < size:

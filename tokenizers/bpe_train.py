@@ -14,9 +14,9 @@ a merge changed: it keeps
     nodes   linked lists of the words in which a pair came to be
     heap    (count, pair, its list of words), largest first; a count that has sunk since is corrected when it comes up
 
-so a merge costs the length of the words that hold the pair. Sums are bounded beforehand: a merge makes one symbol of two, so
-all merges together create at most two pairs a symbol, which bounds nodes and heap by 3 S for S symbols in all distinct
-words.
+so a merge costs the length of the words that hold the pair. Sizes are known beforehand: a join makes one symbol of two,
+so all joins together create at most two pairs a symbol, which bounds nodes and heap by 3 S for S symbols in all
+distinct words.
 
 Merges, ids and ties are those of Hugging Face's BpeTrainer, its corners included: a pair whose joined bytes are a token
 already reuses that id and still counts as a merge; the count of a pair that was merged stays behind.
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ def train_bpe(
     """Train a byte-level BPE tokenizer of at most `vocab_size` ids, special tokens and the 256 bytes included.
 
     `pattern` is a name in PATTERNS or a regular expression; pairs rarer than `min_frequency` are not merged, so a small
-    text gives fewer ids; `on_merge` hears how many ids there are. A special token's text inside `texts` is ordinary text.
+    text gives fewer ids; `on_merge` hears how many ids there are. A special token's text in `texts` is ordinary text.
     Raises VocabularyError for a size that cannot be, PatternError, TextError.
     """
     check_vocab_size(vocab_size, special_tokens)
@@ -93,7 +94,7 @@ def merges_by_the_book(
     while len(tokens) < vocab_size:
         pairs: Counter[tuple[int, int]] = Counter()
         for ids, count in words:
-            for pair in zip(ids, ids[1:], strict=False):
+            for pair in pairwise(ids):
                 pairs[pair] += count
         pair = max(pairs, key=lambda p: (pairs[p], -p[0], -p[1]), default=None)
         if pair is None or pairs[pair] < max(min_frequency, 1):
@@ -115,6 +116,10 @@ def _join(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 
 # ---------------------------------------------------------------- counting words
+
+# No function below makes an array, so Numba need not count references; only outer ones are called from Python.
+_outer = njit(cache=True, nogil=True, _nrt=False)
+_inner = njit(cache=True, nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class _Table(NamedTuple):
@@ -162,7 +167,7 @@ def _larger(old: _Table, letters: int) -> _Table:
     return new
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _rehash(table):
     mask = np.uint64(len(table.slots) - 1)
     for w in range(table.used[0]):
@@ -172,7 +177,7 @@ def _rehash(table):
         table.slots[s] = w + 1
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _count(data, ends, first, table):
     """Count the pieces from number `first` on; returns the number of the first piece that found no room."""
     mask = np.uint64(len(table.slots) - 1)
@@ -199,24 +204,24 @@ def _count(data, ends, first, table):
     return len(ends)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _is(table, w, h, data, begin, end):
     """Whether word w is the piece data[begin:end] with hash h."""
     start = table.starts[w]
     if table.hashes[w] != h or table.starts[w + 1] - start != end - begin:
         return False
-    for i in range(end - begin):
-        if table.letters[start + i] != data[begin + i]:
-            return False
-    return True
+    i = 0
+    while i < end - begin and table.letters[start + i] == data[begin + i]:
+        i += 1
+    return i == end - begin
 
 
 # ---------------------------------------------------------------- merging
 
 
 class _State(NamedTuple):
-    """Everything a merge touches. Word w is `symbols[starts[w] : starts[w] + lengths[w]]` and occurs `weights[w]` times.
-    `used` is [pairs, nodes, heap entries, touched pairs]."""
+    """Everything a merge touches. Word w is `symbols[starts[w] : starts[w] + lengths[w]]` and occurs `weights[w]`
+    times. `used` is [pairs, nodes, heap entries, touched pairs]."""
 
     symbols: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
@@ -291,7 +296,7 @@ def _state(words: Sequence[bytes], weights: npt.NDArray[np.int64], byte_ids: Seq
     )
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _pair_slot(state, key):
     """The slot of a pair, or the free one where it would go."""
     mask = np.uint64(len(state.slots) - 1)
@@ -301,13 +306,13 @@ def _pair_slot(state, key):
     return s
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _rehash_pairs(state):
     for pair in range(state.used[0]):
         state.slots[_pair_slot(state, state.keys[pair])] = pair + 1
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _change(state, left, right, amount, word):
     """Add to the count of a pair; where it came to be, remember the word."""
     key = np.int64(left) << 32 | np.int64(right)
@@ -330,7 +335,7 @@ def _change(state, left, right, amount, word):
             state.used[1] += 1
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _push_touched(state):
     """Put the pairs that came to be on the heap, with their words."""
     for t in range(state.used[3]):
@@ -344,7 +349,7 @@ def _push_touched(state):
     state.used[3] = 0
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _start(state):
     """Count all pairs of all words."""
     for w in range(len(state.starts)):
@@ -353,12 +358,12 @@ def _start(state):
     _push_touched(state)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _set(state, i, count, pair, words):
     state.heap_count[i], state.heap_pair[i], state.heap_list[i] = count, pair, words
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _before(state, i, j):
     """Whether heap entry i comes before entry j: larger count, then smaller pair."""
     if state.heap_count[i] != state.heap_count[j]:
@@ -366,21 +371,21 @@ def _before(state, i, j):
     return state.keys[state.heap_pair[i]] < state.keys[state.heap_pair[j]]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _swap(state, i, j):
     count, pair, words = state.heap_count[i], state.heap_pair[i], state.heap_list[i]
     _set(state, i, state.heap_count[j], state.heap_pair[j], state.heap_list[j])
     _set(state, j, count, pair, words)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _rise(state, i):
     while i and _before(state, i, (i - 1) // 2):
         _swap(state, i, (i - 1) // 2)
         i = (i - 1) // 2
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _sink(state, i):
     while True:
         best, n = i, state.used[2]
@@ -393,7 +398,7 @@ def _sink(state, i):
         i = best
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _pop(state, least):
     """Take the most frequent pair off the heap, its list of words left just behind the heap's end; -1: none is left
     that occurs `least` times."""
@@ -403,15 +408,15 @@ def _pop(state, least):
             if now < least:
                 return -1
             state.used[2] -= 1
-            _swap(state, 0, state.used[2])
-            _sink(state, 0)
+            _swap(state, np.int64(0), state.used[2])
+            _sink(state, np.int64(0))
             return state.heap_pair[state.used[2]]
         state.heap_count[0] = now
-        _sink(state, 0)
+        _sink(state, np.int64(0))
     return -1
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _apply(state, left, right, new):
     """Join the pair that was popped in every word of its list, and count what that changes around it."""
     node = state.heap_list[state.used[2]]
@@ -420,7 +425,7 @@ def _apply(state, left, right, new):
         node = state.node_next[node]
         start, length, amount = state.starts[w], state.lengths[w], state.weights[w]
         symbols = state.symbols[start : start + length]
-        i, out = 0, 0
+        i, out = np.int64(0), np.int64(0)
         while i < length:
             if i + 1 < length and symbols[i] == left and symbols[i + 1] == right:
                 if out:

@@ -1,8 +1,8 @@
 r"""Cutting text into pieces before BPE: words with their leading space, numbers, punctuation, white space.
 
 BPE merges never cross a piece. Without pieces it would learn `dog.`, `dog!` and `dog,` as three unrelated tokens, and
-counting pairs over a whole corpus would be slow; with them each distinct piece is counted and encoded once. A pattern is
-a regular expression with alternatives tried in order at each place, for example GPT-2's (Radford et al. 2019, §2.2):
+counting pairs over a whole corpus would be slow; with them each distinct piece is counted and encoded once. A pattern
+is a regular expression with alternatives tried in order at each place, for example GPT-2's (Radford et al. 2019, §2.2):
 
     'll|'re|…  |  ?\p{L}+  |  ?\p{N}+  |  ?[^\s\p{L}\p{N}]+  |  \s+(?!\S)  |  \s+
     contraction   letters     numerals    anything else        space, all but the last before a word   space
@@ -98,11 +98,16 @@ def split(text: str, pattern: str) -> list[str]:
 
 # ---------------------------------------------------------------- the fast path
 
-LETTER, NUMBER, SPACE, NEWLINE, UPPER, LOWER = 1, 2, 4, 8, 16, 32
+# The functions below make no arrays, so Numba need not count references (`_nrt=False`: three times as fast), and only
+# the last is called from Python, so the others need no wrappers. Constants are of one type: each compiles once.
+_outer = njit(cache=True, nogil=True, _nrt=False)
+_inner = njit(cache=True, nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+NONE, LETTER, NUMBER, SPACE, NEWLINE, UPPER, LOWER = map(np.int64, (0, 1, 2, 4, 8, 16, 32))
 _CLASSES = {LETTER: r"\p{L}", NUMBER: r"\p{N}", SPACE: r"\s", NEWLINE: r"[\r\n]", UPPER: _UPPER, LOWER: _LOWER}
 _APOSTROPHE, _BLANK, _SLASH = 39, 32, 47
 
-_GPT2, _SMOLLM, _GPT4, _O200K = range(4)
+_GPT2, _SMOLLM, _GPT4, _O200K = map(np.int64, range(4))
 # name → rule, numerals in one piece at most, white space up to the end of the text is one piece
 _RULES = {
     "gpt2": (_GPT2, 1 << 62, False),
@@ -147,11 +152,11 @@ def _class_table() -> npt.NDArray[np.uint8]:
     table = np.zeros(len(every), np.uint8)
     for bit, expression in _CLASSES.items():
         for run in regex.finditer(f"{expression}+", every):
-            table[run.start() : run.end()] |= bit
+            table[run.start() : run.end()] |= np.uint8(bit)
     return table
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _read(data, table, i):
     """Classes of the code point that starts at byte i, and the byte after it."""
     b = np.int64(data[i])
@@ -165,7 +170,7 @@ def _read(data, table, i):
     return table[high | np.int64(data[i + 2] & 0x3F) << 6 | (data[i + 3] & 0x3F)], i + 4
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _run(data, table, i, any_of, none_of, most):
     """The end of the run from i of code points in `any_of` (0: no demand) and not in `none_of`, at most `most`."""
     while i < len(data) and most > 0:
@@ -176,7 +181,7 @@ def _run(data, table, i, any_of, none_of, most):
     return i
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _contraction(data, i, fold):
     """Bytes of 's 't 'm 'd 're 've 'll at i, or 0. `fold`: capitals too, and ſ (U+017F), which folds to s."""
     n = len(data)
@@ -196,7 +201,7 @@ def _contraction(data, i, fold):
     return 0
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _space(data, table, i, lines, whole_end, also_before):
     r"""The end of white space at i: `\s+$` if `whole_end`, `\s*[\r\n]+` if `lines`, `\s+(?!\S)`, `\s+`."""
     e, last, newline = i, i, -1
@@ -216,7 +221,7 @@ def _space(data, table, i, lines, whole_end, also_before):
     return last if last > i else e  # the last blank goes with the word after it
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _capitals_then_small(data, table, i):
     """`UPPER*LOWER+` at i, or i. A letter without case is in both classes, so the run of capitals may have to give
     characters back until its next one is in LOWER."""
@@ -228,11 +233,11 @@ def _capitals_then_small(data, table, i):
         e = after
         if c & LOWER:
             shared = e
-    small = _run(data, table, e, LOWER, 0, len(data))
+    small = _run(data, table, e, LOWER, NONE, len(data))
     return small if small > e else shared
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _word_o200k(data, table, i, c, after):
     """The two word alternatives of o200k at i with their optional first character and contraction, or i."""
     e = i
@@ -243,19 +248,19 @@ def _word_o200k(data, table, i, c, after):
     if e == i:
         e = _capitals_then_small(data, table, i)
     if e == i and prefix:
-        e = _run(data, table, after, UPPER, 0, len(data))
+        e = _run(data, table, after, UPPER, NONE, len(data))
         e = e if e > after else i
     if e == i:
-        e = _run(data, table, i, UPPER, 0, len(data))
-    return e + _contraction(data, e, True) if e > i else i
+        e = _run(data, table, i, UPPER, NONE, len(data))
+    return e + _contraction(data, e, c >= 0) if e > i else i
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _piece(data, table, i, rule, digits, whole_end):
     """The end of the piece that starts at byte i."""
     n = len(data)
     c, after = _read(data, table, i)
-    plain = rule == _GPT2 or rule == _SMOLLM
+    plain = rule in (_GPT2, _SMOLLM)
     if rule != _O200K and data[i] == _APOSTROPHE:
         length = _contraction(data, i, not plain)
         if length:
@@ -265,34 +270,34 @@ def _piece(data, table, i, rule, digits, whole_end):
         if e > i:
             return e
     elif c & LETTER:
-        return _run(data, table, after, LETTER, 0, n)
+        return _run(data, table, after, LETTER, NONE, n)
     elif not plain and not c & (NUMBER | NEWLINE):  # any one character goes with the letters after it
-        e = _run(data, table, after, LETTER, 0, n)
+        e = _run(data, table, after, LETTER, NONE, n)
         if e > after:
             return e
     if c & NUMBER:
-        return _run(data, table, i, NUMBER, 0, digits)
+        return _run(data, table, i, NUMBER, NONE, digits)
     start = i
     if data[i] == _BLANK and after < n:
         d = _read(data, table, after)[0]
         if plain and d & LETTER:
-            return _run(data, table, after, LETTER, 0, n)
+            return _run(data, table, after, LETTER, NONE, n)
         if rule == _GPT2 and d & NUMBER:
-            return _run(data, table, after, NUMBER, 0, n)
+            return _run(data, table, after, NUMBER, NONE, n)
         if not d & (LETTER | NUMBER | SPACE):
             start = after
     if start > i or not c & SPACE:
-        e = _run(data, table, start, 0, LETTER | NUMBER | SPACE, n)
+        e = _run(data, table, start, NONE, LETTER | NUMBER | SPACE, n)
         while not plain and e < n and (data[e] == 10 or data[e] == 13 or (rule == _O200K and data[e] == _SLASH)):
             e += 1
         return e
-    return _space(data, table, i, not plain, whole_end, NUMBER if rule == _SMOLLM else 0)
+    return _space(data, table, i, not plain, whole_end, NUMBER if rule == _SMOLLM else NONE)
 
 
-@njit(cache=True, nogil=True)
+@_outer
 def _scan(data, table, rule, digits, whole_end, ends):
     """Write the end of every piece; returns how many there are."""
-    i, count = 0, 0
+    i, count = np.int64(0), 0
     while i < len(data):
         i = _piece(data, table, i, rule, digits, whole_end)
         ends[count] = i
