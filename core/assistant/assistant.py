@@ -39,7 +39,7 @@ NOT_FOUND = {"en": "Not found in the documents.", "de": "In den Dokumenten nicht
 class AssistantConfig:
     """How the assistant decides: the table [assistant] of luthier.toml."""
 
-    min_score: float = 0.5
+    min_score: float = 0.45
     """Score from which a sentence is quoted, 0 to 1: the share of the question's information that it covers."""
     min_confidence: float = 0.5
     """Mean probability of its tokens from which the model's answer is given, 0 to 1; 0 gives every answer."""

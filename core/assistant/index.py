@@ -23,31 +23,46 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, hash_file, read_manifest
 from luthier.core.assistant.chunks import Chunk, document_chunks, pair_chunks
-from luthier.core.assistant.match import asked_words, coverage, idf, number_factor, same_meaning, stems
+from luthier.core.assistant.match import (
+    NO_NUMBER,
+    asked_words,
+    coverage,
+    has_number,
+    idf,
+    same_meaning,
+    stems,
+    wants_number,
+)
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import read_corpus
 from luthier.core.data.questions import read_questions
 from luthier.core.errors import ArtifactError, ConfigError, InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from luthier.core.assistant.meaning import Meaning
 
 __all__ = ["Hit", "Index", "IndexConfig", "IndexSummary", "build_index", "open_index"]
 
 FILE = "index.sqlite"
+FORMAT = 1  # of the tables and of what goes into them
 CANDIDATES, NEIGHBOURS = 100, 20
 BLOCK = 4096  # sentence vectors a block
+KEPT_ROWS = 20_000  # chunks kept in memory once read
 PREFIX = 5  # letters from which a stem also finds longer words
 
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, text TEXT, context TEXT, path TEXT, page INTEGER,
-                     start INTEGER, "end" INTEGER, kind TEXT, language TEXT, form TEXT, keys TEXT);
+                     start INTEGER, "end" INTEGER, kind TEXT, language TEXT, form TEXT, keys TEXT,
+                     text_stems TEXT, context_stems TEXT, key_stems TEXT);
 CREATE VIRTUAL TABLE fulltext USING fts5(text, context, keys, content='', tokenize="unicode61 remove_diacritics 2");
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab(fulltext, row);
 CREATE TABLE arrays (name TEXT, first INTEGER, rows INTEGER, columns INTEGER, data BLOB, PRIMARY KEY (name, first));
@@ -121,7 +136,7 @@ def build_index(
         "vectors": vectors,
         "tokenizer": ids,
     }
-    work = Artifact(out, "index", asdict(config), inputs, overwrite=overwrite)
+    work = Artifact(out, "index", {**asdict(config), "format": FORMAT}, inputs, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
     else:
@@ -169,9 +184,11 @@ def _write(
 
 def _insert(database: sqlite3.Connection, number: int, c: Chunk) -> None:
     values = (c.text, c.context, c.path, c.page, c.start, c.end, c.kind, c.language, c.form, json.dumps(c.keys))
-    database.execute("INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?,?,?,?)", (number, *values))
-    columns = (" ".join(stems(part)) for part in (c.text, c.context, " ".join(c.keys)))
-    database.execute("INSERT INTO fulltext(rowid, text, context, keys) VALUES (?,?,?,?)", (number, *columns))
+    text, context, *keys = (" ".join(stems(part)) for part in (c.text, c.context, *c.keys))
+    row = (number, *values, text, context, "\n".join(keys))
+    database.execute(f"INSERT INTO chunks VALUES ({','.join('?' * len(row))})", row)
+    columns = (number, text, context, " ".join(keys))
+    database.execute("INSERT INTO fulltext(rowid, text, context, keys) VALUES (?,?,?,?)", columns)
 
 
 def _write_vectors(
@@ -201,7 +218,9 @@ def _store(database: sqlite3.Connection, name: str, array_ND: Any) -> None:
 def open_index(address: Path | str) -> Index:
     """Open the index in a folder made by `build_index`. Raises ArtifactError if there is none."""
     folder = Path(address)
-    read_manifest(folder, "index")
+    made = read_manifest(folder, "index")["settings"].get("format")
+    if made != FORMAT:
+        raise ArtifactError(f"{folder} has format {made}, this luthier reads {FORMAT}\nMake the index again.")
     if not (folder / FILE).is_file():
         raise ArtifactError(f"{folder / FILE} is missing\nMake the index again: luthier index CORPUS --out {folder}")
     return Index(folder)
@@ -217,6 +236,7 @@ class Index:
         self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
         self.about = {k: json.loads(v) for k, v in self._database.execute("SELECT key, value FROM about")}
         self._meaning: Meaning | None = None
+        self._row = lru_cache(maxsize=KEPT_ROWS)(self._read)
 
     def __enter__(self) -> Index:
         return self
@@ -241,10 +261,12 @@ class Index:
         if not words:
             return []
         with self._lock:
-            cosines = self._nearest(question)
-            numbers = list(dict.fromkeys([*self._by_words(words), *cosines]))
+            cosines_N = self._cosines(question)
+            nearest = [] if cosines_N is None else (-cosines_N).argsort(kind="stable")[:NEIGHBOURS] + 1
+            numbers = dict.fromkeys([*self._by_words(words), *map(int, nearest)])
             weights = {word: idf(self._count(word), len(self)) for word in words}
-            hits = [self._judge(n, question, words, weights, cosines) for n in numbers]
+            wanted = wants_number(question)
+            hits = [self._judge(n, weights, wanted, _at(cosines_N, n)) for n in numbers]
         hits.sort(key=lambda hit: (-_rank(hit), len(hit.chunk.text)))
         return hits[:most]
 
@@ -262,34 +284,30 @@ class Index:
         row = self._database.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
         return row[0] if row else 0
 
-    def _judge(
-        self, number: int, question: str, words: Sequence[str], weights: dict[str, float], cosines: dict[int, float]
-    ) -> Hit:
-        chunk = _chunk(self._database.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone())
-        inside = stems(chunk.text)
-        covers = max(
-            coverage(words, [*inside, *key], stems(chunk.context), weights.__getitem__)
-            for key in ([stems(k) for k in chunk.keys] or [[]])
-        )
-        share = self.about["similarity"] if number in cosines else 0.0
-        cosine = cosines.get(number, 0.0)
-        score = ((1 - share) * covers + share * max(0.0, cosine)) * number_factor(question, chunk.text)
-        return Hit(chunk, score, cosine)
+    def _judge(self, number: int, words: dict[str, float], number_wanted: bool, cosine: float) -> Hit:
+        chunk, (text, context, keys), number_there = self._row(number)
+        covers = max(coverage(words, f"{text} {key}", context) for key in keys.split("\n"))
+        share = self.about["similarity"]
+        factor = NO_NUMBER if number_wanted and not number_there else 1.0
+        return Hit(chunk, ((1 - share) * covers + share * max(0.0, cosine)) * factor, cosine)
 
-    def _nearest(self, question: str) -> dict[int, float]:
-        """Chunk number → cosine of the nearest sentence vectors; empty without vectors."""
+    def _read(self, number: int) -> tuple[Chunk, tuple[str, str, str], bool]:
+        """A chunk, the stems of its text, context and questions, and whether it says a number."""
+        row = self._database.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone()
+        return _chunk(row), row[11:], has_number(row[1])
+
+    def _cosines(self, question: str) -> np.ndarray | None:
+        """The cosine of every chunk's vector to the question's, exactly, block by block; None without vectors."""
         import numpy as np
 
         if "dimensions" not in self.about:
-            return {}
+            return None
         if self._meaning is None:
             from luthier.core.assistant.meaning import Meaning
 
             self._meaning = Meaning(self.folder, next(self._blocks("common"))[0])
         asked_D = self._meaning.encode(question)
-        cosines_N = np.concatenate([block_BD @ asked_D for block_BD in self._blocks("sentences")])
-        best = np.argsort(-cosines_N, kind="stable")[:NEIGHBOURS]
-        return {int(n) + 1: float(cosines_N[n]) for n in best}
+        return np.concatenate([block_BD @ asked_D for block_BD in self._blocks("sentences")])
 
     def _blocks(self, name: str) -> Iterator[Any]:
         """The rows of a stored array, a block at a time."""
@@ -298,6 +316,10 @@ class Index:
         blocks = self._database.execute("SELECT columns, data FROM arrays WHERE name = ? ORDER BY first", (name,))
         for columns, data in blocks:
             yield np.frombuffer(data, "<f4").reshape(-1, columns)
+
+
+def _at(cosines_N: np.ndarray | None, number: int) -> float:
+    return 0.0 if cosines_N is None else float(cosines_N[number - 1])
 
 
 def _rank(hit: Hit) -> float:

@@ -20,15 +20,15 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 from luthier.core.data.sentences import content_words
 
-__all__ = ["asked_words", "coverage", "idf", "stem", "stems", "wants_number"]
+__all__ = ["NO_NUMBER", "asked_words", "coverage", "has_number", "idf", "same_meaning", "stem", "stems", "wants_number"]
 
 IN_TEXT, IN_CONTEXT, BY_MEANING, IN_COMPOUND = 1.0, 0.9, 0.8, 0.7
-NO_NUMBER = 0.8
+NO_NUMBER = 0.8  # where the question wants a number or a time and the sentence has none
 MIN_PART = 5  # letters that two words must share at an end to count as parts of one compound
 
 # Endings of English and German words, longest first. A plural's s goes first, then one ending, where three letters with
@@ -42,20 +42,21 @@ tell know like please explain define mean means meaning meant describe give give
 wonder wondering question questions help understand called call find information info details exactly there's what's
 who's hello hi thanks thank let see get many long much often far old big anything something someone anybody does
 bedeutet bedeuten erkläre erklären sage sagen sagt bitte frage gibt geben möchte würde gern wissen heißt versteht
-meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
+number numbers nummer meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
 """
 ASKING = frozenset(ASKING_LIST.split())
 SAME_WORDS = """
 price prices cost costs charge charges fee fees rate pay preis preise kosten kostet gebühr bezahlen zahlen
 hours open opens opening close closes closed closing geöffnet öffnungszeiten öffnen öffnet offen geschlossen schließt
-phone telephone tel number telefon telefonnummer
+phone telephone tel telefon telefonnummer
 mail email e-mail
 warranty guarantee garantie gewährleistung
 lead leads head heads manager responsible leitet leiter leiterin zuständig verantwortlich
-duration takes take lasts dauert dauer
+duration takes take lasts time needed dauert dauer zeit
 stock available vorrätig lager lieferbar
 humidity humid luftfeuchtigkeit luftfeuchte
-repair repairs fix fixing reparatur reparaturen reparieren
+repair repairs fix fixing mend reparatur reparaturen reparieren
+founded founding established started gegründet gründung
 address located location where adresse standort
 holiday holidays vacation leave urlaub ferien
 """
@@ -137,8 +138,9 @@ def idf(count: int, total: int) -> float:
     return math.log((total - count + 0.5) / (count + 0.5) + 1)
 
 
-def credit(word: str, text: frozenset[str], context: frozenset[str]) -> float:
-    """How well a sentence (stems of its text and of its headings) covers one stem of the question."""
+def credit(word: str, text: frozenset[str], context: frozenset[str], joined: str) -> float:
+    """How well a sentence covers one stem of the question. `text` and `context` are the stems of the sentence and of
+    its headings, `joined` is all of them with a blank before and after each."""
     if word in text:
         return IN_TEXT
     if word in context:
@@ -146,27 +148,30 @@ def credit(word: str, text: frozenset[str], context: frozenset[str]) -> float:
     same = same_meaning(word)
     if same & text or same & context:
         return BY_MEANING
-    return IN_COMPOUND if any(_share(word, other) for other in (*text, *context)) else 0.0
+    return IN_COMPOUND if _compound(word, text, context, joined) else 0.0
 
 
-def _share(a: str, b: str) -> bool:
-    """Whether the shorter of two stems begins or ends the longer: `zeit` is too short, `wechsel` in `saitenwechsel`."""
-    short, long = (a, b) if len(a) <= len(b) else (b, a)
-    return len(short) >= MIN_PART and (long.startswith(short) or long.endswith(short))
+def _compound(word: str, text: frozenset[str], context: frozenset[str], joined: str) -> bool:
+    """Whether the word begins or ends a longer one there (`wechsel` in `saitenwechsel`), or the other way round."""
+    if len(word) < MIN_PART:
+        return False
+    parts = (part for n in range(MIN_PART, len(word)) for part in (word[:n], word[-n:]))
+    return f" {word}" in joined or f"{word} " in joined or any(p in text or p in context for p in parts)
 
 
-def coverage(
-    words: Sequence[str],
-    text: Iterable[str],
-    context: Iterable[str],
-    weight: Callable[[str], float],
-) -> float:
-    """The share of the question's information in a sentence; 0 for a question without content words."""
-    inside, above = frozenset(text), frozenset(context)
-    total = sum(weight(w) for w in words)
-    return sum(weight(w) * credit(w, inside, above) for w in words) / total if total else 0.0
+def coverage(words: Mapping[str, float], text: str, context: str) -> float:
+    """The share of the question's information in a sentence. `words` are the question's stems with their idf, `text`
+    and `context` the stems of the sentence and of its headings, parted by blanks."""
+    inside, above, joined = _sets(text, context)
+    total = sum(words.values())
+    return sum(idf * credit(word, inside, above, joined) for word, idf in words.items()) / total if total else 0.0
 
 
-def number_factor(question: str, text: str) -> float:
-    """0.8 where the question wants a number or a time and the sentence has none, else 1."""
-    return NO_NUMBER if wants_number(question) and not HAS_NUMBER.search(text) else 1.0
+@lru_cache(maxsize=20_000)
+def _sets(text: str, context: str) -> tuple[frozenset[str], frozenset[str], str]:
+    return frozenset(text.split()), frozenset(context.split()), f" {text} {context} "
+
+
+def has_number(text: str) -> bool:
+    """Whether a sentence says how much, how many or when."""
+    return bool(HAS_NUMBER.search(text))
