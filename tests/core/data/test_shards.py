@@ -22,7 +22,7 @@ def shards(tmp_path: Path) -> Shards:
     return open_shards(write_shards(tmp_path / "s", train, [np.array([7])], vocab_size=300, eos_id=EOS, max_tokens=5))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(train=DOCUMENTS, validation=DOCUMENTS, max_tokens=st.integers(1, 30))
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, train: list[np.ndarray], validation: list[np.ndarray], max_tokens: int
