@@ -1,6 +1,6 @@
 """RMSNorm: divide a vector by its root mean square, then scale each component.
 
-    y = x · r · g,    r = 1 / √(mean(x²) + ε)                            (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)
+    y = x · r · g,    r = 1 / √(mean(x²) + ε)                           (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)
 
 Unlike LayerNorm no mean is subtracted and no bias is added. With x̂ = x · r and the incoming gradient dy, the chain rule
 gives

@@ -43,7 +43,7 @@ def llama3_frequencies(omega: Tensor, *, factor: float, low: float, high: float,
 
 
 def rope_table(omega: Tensor, positions: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """cos θ and sin θ [positions, D/2]; made in float64 and rounded once, for float32 angles of 10⁴ have 10⁻³ errors."""
+    """cos θ and sin θ [positions, D/2]; made in float64 and rounded once: float32 angles of 10⁴ err by 10⁻³."""
     theta = torch.arange(positions, dtype=torch.float64, device=omega.device)[:, None] * omega
     return theta.cos().to(dtype), theta.sin().to(dtype)
 
