@@ -42,7 +42,8 @@ tell know like please explain define mean means meaning meant describe give give
 wonder wondering question questions help understand called call find information info details exactly there's what's
 who's hello hi thanks thank let see get many long much often far old big anything something someone anybody does
 bedeutet bedeuten erkläre erklären sage sagen sagt bitte frage gibt geben möchte würde gern wissen heißt versteht
-number numbers nummer meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
+number numbers right good best correct proper suitable possible allowed kind type sort nummer richtig gut gute beste
+passend möglich erlaubt art meint meinen viel viele lange oft weit hallo danke eigentlich etwas jemand gilt
 """
 ASKING = frozenset(ASKING_LIST.split())
 SAME_WORDS = """
@@ -88,6 +89,8 @@ def stem(word: str) -> str:
         return plain
     if len(plain) > 3 and plain[-1] == "s" and plain[-2] not in "sui":
         plain = plain[:-1]
+    if len(plain) > 6 and plain.endswith(("eln", "elt")):  # wechseln, wechselt
+        return plain[:-1]
     for ending in ENDINGS:
         rest = plain[: -len(ending)]
         if plain.endswith(ending) and len(rest) >= 3 + ("r" in ending) and VOWEL.search(rest):
