@@ -89,7 +89,8 @@ class Tokenizer:
     of ids in order of rank; `special_tokens` and `added_tokens` text → id; `pattern` a name in PATTERNS or an
     expression; `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges
     say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
-    places. `kept` holds what a file said that concerns only other programs. Raises VocabularyError naming the id or merge that is wrong.
+    places. `kept` holds what a file said that concerns only other programs. `joined` [M] holds the
+    id that each merge makes. Raises VocabularyError naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class Tokenizer:
     def ranks(self) -> dict[tuple[int, int], tuple[int, int]]:
         """Pair of ids → (rank, id of the joined token)."""
         pairs = zip(*self.merges.T.tolist(), strict=True) if len(self.merges) else ()
-        return {pair: (k, int(new)) for k, (pair, new) in enumerate(zip(pairs, self._joined, strict=True))}
+        return {pair: (k, int(new)) for k, (pair, new) in enumerate(zip(pairs, self.joined, strict=True))}
 
     @cached_property
     def ids_of_bytes(self) -> dict[bytes, int]:
@@ -308,11 +309,11 @@ class Tokenizer:
         missing = [b for b in range(256) if bytes([b]) not in ids]
         if missing:
             raise VocabularyError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs all 256")
-        self._joined = self._join_merges(ids)
+        self.joined = self._join_merges(ids)
         slots = 1 << (2 * len(self.merges) + 2).bit_length()
         byte_ids = np.array([ids[bytes([b])] for b in range(256)], np.int32)
         pairs = _Pairs(byte_ids, np.zeros(slots, np.int64), np.zeros(slots, np.int64))
-        _fill_pairs(pairs, self.merges, self._joined)
+        _fill_pairs(pairs, self.merges, self.joined)
         if not self.whole_pieces:
             return pairs, _words(1, 0, 0)
         whole = _words(len(ids), sum(map(len, ids)), len(ids))
