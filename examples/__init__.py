@@ -13,4 +13,4 @@ def sample_company() -> Path:
 
     It is found beside this package, in an editable install as in a wheel.
     """
-    return Path(str(resources.files(__package__))) / "workshop"
+    return Path(str(resources.files("luthier.examples"))) / "workshop"

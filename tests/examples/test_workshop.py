@@ -20,11 +20,11 @@ from luthier.core.data.collect import CollectConfig, collect, matches
 from luthier.core.data.corpus import Document, read_corpus
 from luthier.core.data.dedup import jaccard, shingles
 from luthier.core.data.dedup import normalise as words_of
-from luthier.core.data.questions import Question, make_questions, read_questions
+from luthier.core.data.questions import RULE_NAMES, Question, make_questions, read_questions
 from luthier.core.evaluation.evaluate import EvaluationQuestion, read_evaluation
 from luthier.core.evaluation.metrics import has_facts, normalise
 from luthier.examples import sample_company
-from luthier.examples.make_documents import MADE, OLDER, SOURCES, docx, mail, older_web_page, pdf, web_page
+from luthier.examples.make_documents import MADE, OLDER, SOURCES, docx, older_web_page, pdf, web_page
 
 WORKSHOP = sample_company()
 DOCUMENTS = WORKSHOP / "documents"
@@ -32,7 +32,7 @@ FORMATS = {".pdf", ".jpg", ".docx", ".html", ".eml", ".md", ".csv"}
 VOLATILE = ("news", "mail/estimate-*")
 HELD_OUT = ("guides/history.md", "guides/bow-guide.md")
 # What each unanswerable question is about.
-NOWHERE = "harp piano trumpet flute bitcoin password swimming salary akkordeon television satellite accountant".split()
+NOWHERE = ("harp", "piano", "trumpet", "flute", "bitcoin", "password", "swimming", "salary", "akkordeon", "satellite")
 
 
 def text_of(path: str) -> str:
@@ -85,7 +85,7 @@ def test_every_fact_stands_in_its_document(pairs: list[Question], asked: list[Ev
 
 def test_sets(pairs: list[Question], asked: list[EvaluationQuestion]) -> None:
     counts = Counter(q.set for q in asked)
-    assert 40 <= len(pairs) and 40 <= counts["paraphrase"] and 12 <= counts["volatile"] and counts["unanswerable"] == 10
+    assert len(pairs) >= 40 and counts["paraphrase"] >= 40 and counts["volatile"] >= 12 and counts["unanswerable"] == 10
     assert all(3 <= len(q.phrasings) <= 5 for q in pairs)
     for name in ("paraphrase", "unanswerable"):
         assert {q.language for q in asked if q.set == name} == {"en", "de"}
@@ -164,17 +164,8 @@ def test_mail_carries_the_estimate() -> None:
     assert attachment.get_filename() == "estimate.pdf"
     source = (SOURCES / "estimate.md").read_text(encoding="utf-8")
     assert squeezed(pdf_text(attachment.get_content())) == squeezed(source)
-    assert "comes to 420 EUR" in message.get_body(("plain",)).get_content()
-
-
-def test_same_bytes_where_the_packages_are() -> None:
-    pytest.importorskip("reportlab")
-    pytest.importorskip("pyphen")
-    for path, (source, make) in MADE.items():
-        text = (SOURCES / source).read_text(encoding="utf-8")
-        if make is pdf or path.startswith("mail/"):
-            assert make(text) == make(text)
-    assert mail((SOURCES / "mail/estimate.txt").read_text(encoding="utf-8"), attached=SOURCES / "estimate.md")
+    body = message.get_body(("plain",))
+    assert body is not None and "comes to 420 EUR" in body.get_content()
 
 
 def test_copies_are_copies() -> None:
@@ -238,6 +229,6 @@ def test_rules_make_many_pairs(corpus: Path) -> None:
     rows = read_questions(corpus)
     by_rule = Counter(q.made_by for q in rows)
     assert sum(n for rule, n in by_rule.items() if rule != "person") >= 150
-    assert set(by_rule) == {"person", *(f"rule:{r}" for r in ("faq", "mail", "glossary", "definition", "table", "heading"))}
+    assert set(by_rule) == {"person", *(f"rule:{rule}" for rule in RULE_NAMES)}
     assert sum(q.language == "de" and q.made_by != "person" for q in rows) >= 10
     assert sum(q.split == "validation" for q in rows) >= 15
