@@ -198,7 +198,7 @@ class Vectors:
             from gensim.models import KeyedVectors
         except ImportError as error:
             raise VectorsError("to_gensim needs gensim\nInstall it: pip install 'luthier[gensim]'") from error
-        keyed = KeyedVectors(self.dim, count=len(self))
+        keyed = KeyedVectors(self.dim)
         keyed.add_vectors(self.tokens, np.asarray(self.vectors, np.float32))
         for token, count in zip(self.tokens, self.counts.tolist(), strict=True):
             keyed.set_vecattr(token, "count", count)
