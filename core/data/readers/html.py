@@ -2,8 +2,8 @@
 
 An HTML file is a tree. We walk it once: inline elements (`b`, `a`, `span`) add their text to the open paragraph, block
 elements (`p`, `li`, `table`, `h2`) close it. Left out is what nobody reads as text: scripts, styles, forms' controls,
-hidden elements, and navigation: `nav`, and headers, footers and asides that are mostly links. If one `main` or `article`
-element holds most of the words, the rest is taken for furniture.
+hidden elements, and navigation: `nav`, and headers, footers and asides that are mostly links. If one `main` or
+`article` element holds most of the words, the rest is taken for furniture.
 
 Mails, e-books and Markdown pages become HTML on their way and end here, too.
 """
@@ -27,11 +27,11 @@ HIDDEN = ["script", "style", "noscript", "template", "svg", "head", "iframe", "o
 CONTROLS = ["button", "select", "input", "textarea", "dialog"]
 FURNITURE = re.compile(r"(?i)\b(navigation|banner|search|menu|menubar|toolbar|tablist|contentinfo|doc-toc)\b")
 EXTRAS = "sup.reference, .mw-editsection, .noprint, .skip-link, .sr-only, .visually-hidden, .breadcrumb, .cookie-banner"
-BLOCKS = {
-    *("address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer"
-      " form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main nav ol p pre section summary table tbody td"
-      " tfoot th thead tr ul caption menu").split()
-}  # fmt: skip
+BLOCKS = set(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure footer "
+    "form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre section summary table tbody td tfoot "
+    "th thead tr ul".split()  # noqa: SIM905
+)
 
 
 def read_html(file: Path, data: bytes) -> Extracted:

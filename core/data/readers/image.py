@@ -1,4 +1,4 @@
-"""Pictures: scans, photographs, faxes of several pages. Opened by Pillow, turned as the camera noted, then recognised."""
+"""Pictures: scans, photographs, faxes of several pages. Pillow opens them, the camera's note turns them, `ocr` reads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_image(file: Path, data: bytes) -> Extracted:
     return out
 
 
-def _on_white(picture):  # noqa: ANN001, ANN202 - PIL's types need PIL
+def _on_white(picture):
     """The picture in colours, transparent parts white."""
     from PIL import Image
 
@@ -65,7 +65,7 @@ def _on_white(picture):  # noqa: ANN001, ANN202 - PIL's types need PIL
     return picture.convert("RGB")
 
 
-def _enlarged(picture):  # noqa: ANN001, ANN202
+def _enlarged(picture):
     if max(picture.size) >= SMALL:
         return picture
     from PIL import Image

@@ -16,6 +16,7 @@ Coordinates: x to the right, y down, in any unit; all limits are multiples of th
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import unicodedata
@@ -26,8 +27,8 @@ from luthier.core.data.readers.tables import table_text
 
 __all__ = ["Paragraph", "Segment", "arrange", "is_rtl"]
 
-BULLET = re.compile(r"^\s*(?:[-*•‣▪●○◦·–—■□➢➤✓\uf0b7\uf0a7]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])(?:\s|$)")
-GLYPH = re.compile(r"^\s*[*•‣▪●○◦·■□➢➤✓\uf0b7\uf0a7]\s*")
+BULLET = re.compile(r"^\s*(?:[-*•‣▪●○◦·–—■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])(?:\s|$)")
+GLYPH = re.compile(r"^\s*[*•‣▪●○◦·■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]\s*")
 
 
 @dataclass(frozen=True)
@@ -168,46 +169,53 @@ def _gutter(segments: list[Segment]) -> tuple[float, float] | None:
     if len(segments) < 8:
         return None
     size = statistics.median(s.size for s in segments)
-    edges = sorted({s.x1 for s in segments} | {s.x0 for s in segments})
     best = None
-    for a, b in _stripes(segments, edges, 0.7 * size):
+    for a, b in _stripes(segments, 0.5 * size):
         x = (a + b) / 2
         left = [s for s in segments if s.x1 <= x]
         right = [s for s in segments if s.x0 >= x]
-        if _is_prose(left, right) and (best is None or b - a > best[1] - best[0]):
+        few = len(segments) - len(left) - len(right) <= min(len(left), len(right))
+        if few and _is_prose(left, right, wide=b - a > 6 * size) and (best is None or b - a > best[1] - best[0]):
             best = (a, b)
     return best
 
 
-def _stripes(segments: list[Segment], edges: list[float], least: float) -> list[tuple[float, float]]:
-    """Intervals of x, at least `least` wide, that at most a fifth of the segments' height crosses."""
-    total = sum(s.size for s in segments)
-    crossing = 0.0
+def _stripes(segments: list[Segment], least: float) -> list[tuple[float, float]]:
+    """Intervals of x, at least `least` wide, that less text covers than what lies beside them: the bottom of each
+    valley in the profile of how much text stands at x."""
     changes: dict[float, float] = {}
     for s in segments:
         changes[s.x0] = changes.get(s.x0, 0.0) + s.size
         changes[s.x1] = changes.get(s.x1, 0.0) - s.size
+    edges = sorted(changes)
+    covered, profile = 0.0, []
+    for a, b in itertools.pairwise(edges):
+        covered += changes[a]
+        profile.append((a, b, covered))
+    low = 0.5 * max((c for _, _, c in profile), default=0.0)
     stripes: list[tuple[float, float]] = []
-    start = None
-    for x in edges:
-        crossing += changes[x]
-        if crossing <= 0.2 * total and start is None:
-            start = x
-        elif crossing > 0.2 * total and start is not None:
-            stripes.append((start, x))
-            start = None
-    return [(a, b) for a, b in stripes if b - a >= least]
+    for is_low, group in itertools.groupby(profile, key=lambda p: p[2] <= low):
+        valley = list(group)
+        if is_low:
+            bottom = min(c for a, b, c in valley) + 0.1 * low
+            for is_bottom, parts in itertools.groupby(valley, key=lambda p: p[2] <= bottom):
+                part = list(parts)
+                if is_bottom and part[-1][1] - part[0][0] >= least:
+                    stripes.append((part[0][0], part[-1][1]))
+    return stripes
 
 
-def _is_prose(left: list[Segment], right: list[Segment]) -> bool:
-    """Whether both sides are lines of running text: many, several words long, and filling their column."""
-    for side in (left, right):
+def _is_prose(left: list[Segment], right: list[Segment], *, wide: bool = False) -> bool:
+    """Whether both sides are lines of running text: many, several words long, and most as long as the longer ones,
+    unless the stripe between is `wide`, as between the pages of an open book."""
+    for whole in (left, right):
+        side = [s for s in whole if re.search(r"[^\W\d_]", s.text)]
         if len(side) < 4:
             return False
-        width = max(s.x1 for s in side) - min(s.x0 for s in side)
         words = [len(s.text.split()) if " " in s.text.strip() else len(s.text) / 6 for s in side]
-        full = [(s.x1 - s.x0) / width for s in side]
-        if statistics.median(words) < 3 or statistics.median(full) < 0.6:
+        widths = sorted(s.x1 - s.x0 for s in side)
+        usual = widths[int(0.85 * (len(widths) - 1))]
+        if statistics.median(words) < 3 or (not wide and statistics.median(widths) < 0.6 * usual):
             return False
     return True
 
@@ -302,12 +310,19 @@ def _table(rows: list[list[Segment]]) -> str:
             n = max(range(len(columns)), key=lambda n: min(cell.x1, columns[n][1]) - max(cell.x0, columns[n][0]))
             clashes += bool(cells[n])
             cells[n] = f"{cells[n]} {cell.text}".strip()
-        wrapped = number and not cells[0] and row[0].y0 - rows[number - 1][0].y1 < 0.8 * row[0].size
+        wrapped = number and not cells[0] and row[0].y0 - rows[number - 1][0].y1 < 0.5 * row[0].size
         if wrapped and sum(map(bool, cells)) < len(columns):
-            table[-1] = [f"{a} {b}".strip() for a, b in zip(table[-1], cells, strict=True)]
+            table[-1] = [_wrapped(a, b) for a, b in zip(table[-1], cells, strict=True)]
         else:
             table.append(cells)
     return "" if clashes > len(rows) else table_text(table)
+
+
+def _wrapped(above: str, below: str) -> str:
+    """A cell's two lines as one."""
+    if re.search(r"[^\W\d_]-$", above) and below[:1].islower():
+        return above[:-1] + below
+    return f"{above} {below}".strip()
 
 
 def _line(row: list[Segment]) -> Segment:
@@ -325,11 +340,11 @@ def _join(lines: list[Segment]) -> list[Paragraph]:
     """Paragraphs from the lines of a column."""
     if not lines:
         return []
-    pitches = [b.y0 - a.y0 for a, b in zip(lines, lines[1:], strict=False) if 0 < b.y0 - a.y0 < 3 * a.size]
+    pitches = [b.y0 - a.y0 for a, b in itertools.pairwise(lines) if 0 < b.y0 - a.y0 < 3 * a.size]
     pitch = statistics.median(pitches) if pitches else 1.2 * lines[0].size
     left = min(line.x0 for line in lines)
     groups = [[lines[0]]]
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in itertools.pairwise(lines):
         if _parts(above, line, pitch, left):
             groups.append([line])
         else:
@@ -343,8 +358,7 @@ def _parts(above: Segment, line: Segment, pitch: float, left: float) -> bool:
     gap = line.y0 - above.y0
     indented = line.x0 - left > 0.8 * size and above.x0 - left < 0.3 * size and not BULLET.match(above.text)
     return (
-        gap > max(1.3 * pitch, pitch + 0.25 * size)
-        and gap > 1.35 * size
+        (gap > max(1.3 * pitch, pitch + 0.25 * size) and gap > 1.35 * size)
         or abs(above.size - line.size) > 0.12 * max(above.size, line.size)
         or above.bold != line.bold
         or above.mono != line.mono

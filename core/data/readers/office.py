@@ -132,7 +132,7 @@ def chart_blocks(root: Any) -> list[tuple[str, str]]:
     for series in descendants(root, "ser"):
         parts = {local(e): e for e in series}
         header.append(" ".join(_points(parts.get("tx"))) or f"Series {len(columns) + 1}")
-        names = _points(parts.get("cat", parts.get("xVal"))) if not names else names
+        names = names or _points(parts.get("cat", parts.get("xVal")))
         columns.append(_points(parts.get("val", parts.get("yVal"))))
     rows = [[name, *(c[n] if n < len(c) else "" for c in columns)] for n, name in enumerate(names)]
     if not names and columns:
@@ -178,7 +178,7 @@ def math_text(element: Any) -> str:
     if name == "m":
         return "[" + "; ".join(", ".join(math_text(e) for e in row) for row in element if local(row) == "mr") + "]"
     if name == "func":
-        return f"{parts.get('fName', '')} {parts.get('e', '')}"
+        return f" {parts.get('fName', '')} {parts.get('e', '')}"
     if name.endswith("Pr"):
         return ""
     return "".join(math_text(e) for e in element)

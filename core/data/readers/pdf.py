@@ -120,7 +120,7 @@ def _recognised(
     from luthier.core.data.readers.ocr import LEAST_CONFIDENCE, recognise
 
     if not _draws(page):
-        notes.append(f"page {number}: empty")
+        notes.append(f"page {number}: {'nothing but lines' if _objects(page) else 'empty'}")
         return layer
     image = page.render(scale=DPI / 72, may_draw_forms=True).to_numpy()
     found = recognise(image)
@@ -189,6 +189,14 @@ def _invisible(page: pypdfium2.PdfPage) -> float:
 
 
 def _draws(page: pypdfium2.PdfPage) -> bool:
+    """Whether there may be text to see: a picture, or enough outlines to be letters."""
+    import pypdfium2.raw as raw
+
+    kinds = [thing.type for thing in page.get_objects(max_depth=3)]
+    return any(kind != raw.FPDF_PAGEOBJ_PATH for kind in kinds) or len(kinds) >= 10
+
+
+def _objects(page: pypdfium2.PdfPage) -> bool:
     return next(iter(page.get_objects(max_depth=2)), None) is not None
 
 
@@ -286,7 +294,9 @@ def _string(line: list) -> str:
     for n in range(len(out) - 1):  # the two letters of one glyph come in the order of the page
         if out[n] in ALEFS and out[n + 1] == "ل" and line[n][1:5] == line[n + 1][1:5]:
             out[n], out[n + 1] = out[n + 1], out[n]
-    return "".join(out).replace("\ufffe", "-").replace("\ufffd", "").replace("\x00", "")
+    text = "".join(out).replace("\ufffe", "-").replace("\ufffd", "").replace("\x00", "")
+    # PDFium puts the spaces around a Latin word in an Arabic line both before it
+    return re.sub(r"  ([A-Za-z0-9][A-Za-z0-9.+#-]*)(?=[\u0600-\u06ff])", r" \1 ", text)
 
 
 # ---------------------------------------------------------------- beside the text

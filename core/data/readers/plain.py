@@ -36,7 +36,7 @@ def is_text(data: bytes) -> bool:
 def _utf16(sample: bytes) -> str:
     """The byte order of UTF-16 without a mark, or an empty string: in most texts every second byte is zero."""
     even, odd = sample[0::2], sample[1::2]
-    if len(sample) < 4 or len(sample) % 2 and len(sample) < 65536:
+    if len(sample) < 4 or (len(sample) % 2 and len(sample) < 65536):
         return ""
     if odd.count(0) > 0.4 * len(odd) and even.count(0) < 0.05 * len(even):
         return "utf-16-le"

@@ -152,7 +152,7 @@ def number_text(raw: str, code: str, from_1904: bool = False) -> str:
     percent = "%" in bare
     text = f"{100 * value if percent else value:,.{digits}f}"
     if least < digits:
-        text = re.sub(r"\.?0{0,%d}$" % (digits - least), "", text) if "." in text else text
+        text = re.sub(rf"\.?0{{0,{digits - least}}}$", "", text) if "." in text else text
     text = text if "," in bare else text.replace(",", "")
     before, after = _around(code)
     return f"{before}{text}{'%' if percent else ''}{after}".strip()
@@ -266,20 +266,32 @@ def region_blocks(rows: list[list[str]]) -> list[Block]:
 def _beside(package: Package, part: str) -> list[Block]:
     """Comments at cells, text boxes and charts."""
     blocks = []
-    threads = [
-        t
-        for name in package.related(part, "threadedComment")
-        for t in descendants(package.xml(name), "threadedComment")
-    ]
-    for thread in threads:
-        text = " ".join(e.text or "" for e in descendants(thread, "text"))
-        blocks.append(Block(f"{attribute(thread, 'ref') or ''}: {text}", "comment"))
-    for name in [] if threads else package.related(part, "comments"):
-        for comment in descendants(package.xml(name), "comment"):
+    for name in package.related(part, "threadedComment"):
+        people = {
+            attribute(e, "id"): attribute(e, "displayName")
+            for book in package.related("xl/workbook.xml", "person")
+            for e in descendants(package.xml(book), "person")
+        }
+        for thread in descendants(package.xml(name), "threadedComment"):
+            text = " ".join(e.text or "" for e in descendants(thread, "text"))
+            author = people.get(attribute(thread, "personId"))
+            blocks.append(_comment(attribute(thread, "ref"), author, text))
+    for name in package.related(part, "comments"):
+        root = package.xml(name)
+        authors = [e.text or "" for e in descendants(root, "author")]
+        for comment in descendants(root, "comment"):
             text = "".join(t.text or "" for t in descendants(comment, "t")).strip()
-            blocks.append(Block(f"{attribute(comment, 'ref') or ''}: {text}", "comment"))
+            number = attribute(comment, "authorId") or ""
+            author = authors[int(number)] if number.isdigit() and int(number) < len(authors) else ""
+            if not text.startswith("[Threaded comment]") and not author.startswith("tc="):
+                blocks.append(_comment(attribute(comment, "ref"), author, text))
     for name in package.related(part, "drawing"):
         blocks += [Block(text) for shape in descendants(package.xml(name), "sp") if (text := text_of(shape))]
         for chart in package.related(name, "chart"):
             blocks += [Block(text, kind) for kind, text in chart_blocks(package.xml(chart)) if kind == "caption"]
     return blocks
+
+
+def _comment(cell: str | None, author: str | None, text: str) -> Block:
+    said = text.removeprefix(f"{author}:").strip() if author else text
+    return Block(f"{cell or ''} {author or ''}".strip() + f": {said}", "comment")

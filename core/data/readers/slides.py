@@ -58,11 +58,20 @@ def _slide(package: Package, part: str, content: Any, number: int) -> list[Block
 
 
 def _comments(package: Package, part: str) -> list[Block]:
+    """Comments of the old and the new kind (where replies stand inside), each with its author."""
+    main = package.main("ppt/presentation.xml")
+    names = {}
+    for kind in ("commentAuthors", "authors"):
+        for authors in package.related(main, kind):
+            names |= {attribute(e, "id"): attribute(e, "name") for e in package.xml(authors)}
     found = []
-    for comment in descendants(package.xml(part), "cm"):
-        text = " ".join(e.text or "" for e in comment.iter() if local(e) in ("text", "t")).strip()
-        if text:
-            found.append(Block(text, "comment"))
+    for comment in package.xml(part).iter():
+        if local(comment) in ("cm", "reply"):
+            own = [e for e in comment if local(e) in ("text", "txBody")]
+            text = " ".join(" ".join(t.text or "" for t in e.iter() if t.text).strip() for e in own).strip()
+            author = names.get(attribute(comment, "authorId"))
+            if text:
+                found.append(Block(f"{author}: {text}" if author else text, "comment"))
     return found
 
 

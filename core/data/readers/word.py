@@ -106,7 +106,7 @@ def _formats(package: Package, part: str) -> dict[tuple[str, int], tuple[str, st
             identity = attribute(number, "numId") or ""
             refers = next((attribute(e, "val") for e in number if local(e) == "abstractNumId"), None)
             levels = [*descendants(abstract[refers], "lvl")] if refers in abstract else []
-            for level in levels + [*descendants(number, "lvl")]:
+            for level in [*levels, *descendants(number, "lvl")]:
                 values = {local(e): attribute(e, "val") or "" for e in level}
                 start = values.get("start", "1")
                 out[identity, int(attribute(level, "ilvl") or 0)] = (
