@@ -233,25 +233,27 @@ class Assistant:
 
         model, tokenizer, stops = self._model()
         room, most = self._room(sampling)
-        prompts = [self._prompt(messages, room) for messages in conversations]
-        # Prompts of like length share a batch, so that little is padded.
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-        answers: dict[int, Answer] = {}
-        size = self.config.batch_size
-        for batch in (order[i : i + size] for i in range(0, len(order), size)):
-            with self._turn:
-                made = generate(
-                    model,
-                    [prompts[n] for n in batch],
-                    max_new_tokens=most,
-                    stop_ids=stops,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    generator=torch.Generator().manual_seed(sampling.seed),
-                )
-            for n, generation in zip(batch, made, strict=True):
-                answers[n] = _answer(tokenizer, generation.ids, generation.logprobs, stops, most)
-        return [answers[n] for n in range(len(prompts))]
+        with self._turn:
+            made = generate(
+                model,
+                [self._prompt(messages, room) for messages in conversations],
+                max_new_tokens=most,
+                stop_ids=stops,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                generator=torch.Generator().manual_seed(sampling.seed),
+                batch_size=self.config.batch_size,
+            )
+        return [
+            Answer(
+                tokenizer.decode(g.ids).strip(),
+                "model",
+                None,
+                confidence(g.logprobs),
+                "stop" if g.stopped else "length",
+            )
+            for g in made
+        ]
 
     def _sure(self, answer: Answer) -> Answer | None:
         return answer if answer.text and answer.score >= self.config.min_confidence else None
@@ -265,7 +267,7 @@ class Assistant:
         model, tokenizer, stops = self._model()
         room, most = self._room(sampling)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text, count, ended = "", 0, False
+        text, count = "", 0
         ids = stream(
             model,
             self._prompt(messages, room),
@@ -278,16 +280,14 @@ class Assistant:
         with self._turn:
             for token in ids:
                 count += 1
-                ended = int(token) in stops
-                piece = "" if ended else decoder.decode(tokenizer.decode_bytes([int(token)]))
+                piece = decoder.decode(tokenizer.decode_bytes([token]))
                 text += piece
                 if piece:
                     yield piece
         rest = decoder.decode(b"", final=True)
         if rest:
             yield rest
-        finish = "length" if count >= most and not ended else "stop"
-        yield Answer((text + rest).strip(), "model", None, 1.0, finish)
+        yield Answer((text + rest).strip(), "model", None, 1.0, "stop" if count < most else "length")
 
     def checked_mode(self, mode: str | None) -> str:
         mode = mode or self.default_mode
@@ -303,11 +303,9 @@ class Assistant:
 # ---------------------------------------------------------------- small pieces
 
 
-def _answer(tokenizer: Any, ids: Sequence[int], logprobs: Sequence[float], stops: Sequence[int], most: int) -> Answer:
-    said = [int(i) for i in ids if int(i) not in stops]
-    confidence = math.exp(sum(logprobs) / len(logprobs)) if len(logprobs) else 0.0
-    ended = len(said) < len(ids) or len(ids) < most
-    return Answer(tokenizer.decode(said).strip(), "model", None, confidence, "stop" if ended else "length")
+def confidence(logprobs: Sequence[float]) -> float:
+    """The geometric mean of probabilities given as logarithms; 0 for none."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -113,3 +113,49 @@ def corpus(tmp_path: Path, questions: list[Question]) -> Path:
 def index(tmp_path: Path, corpus: Path) -> Path:
     build_index(corpus, tmp_path / "index")
     return tmp_path / "index"
+
+
+TAUGHT = {
+    "Who sings in the shop?": "The canary Pia sings.",
+    "Where is the big kettle?": "Under the old stairs.",
+    "Was trinkt der Meister?": "Nur grünen Tee.",
+}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: a decoder of two layers that was taught the answers of TAUGHT in a hundred steps."""
+    import torch
+
+    from luthier.core.data.conversations import Message, encode_conversation
+    from luthier.models.checkpoints import save_model
+    from luthier.models.config import ModelConfig
+    from luthier.models.transformer import Transformer
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import save_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    texts = [f"{question} {answer}" for question, answer in TAUGHT.items()]
+    tokenizer = train_bpe(texts, 290, min_frequency=1)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    network = Transformer(config, seed=0)
+    rows = [encode_conversation(tokenizer, [Message("user", q), Message("assistant", a)]) for q, a in TAUGHT.items()]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        for ids, trained in rows:
+            labels = torch.tensor(ids[1:]).long().where(torch.tensor(trained[1:]), -100)
+            loss, count = network.loss(torch.tensor(ids[:-1]).long()[None], labels[None])
+            (loss / count).backward()
+        optimizer.step()
+    save_model(network, folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
