@@ -36,9 +36,9 @@ import numpy.typing as npt
 from numba import njit
 
 from luthier.tokenizers.bpe import BYTE_ORDER, Tokenizer, VocabularyError
-from luthier.tokenizers.pretokenize import boundaries, compile_pattern, split
+from luthier.tokenizers.pretokenize import boundaries, split
 
-__all__ = ["SPECIAL_TOKENS", "check_vocab_size", "count_words", "merges_by_the_book", "train_bpe"]
+__all__ = ["SPECIAL_TOKENS", "check_vocab_size", "count_words", "merges_by_the_book", "train_bpe", "train_on_words"]
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
@@ -50,18 +50,33 @@ def train_bpe(
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
     pattern: str = "llama3",
     min_frequency: int = 2,
-    on_merge: Callable[[int], None] | None = None,
 ) -> Tokenizer:
     """Train a byte-level BPE tokenizer of at most `vocab_size` ids, special tokens and the 256 bytes included.
 
     `pattern` is a name in PATTERNS or a regular expression; pairs rarer than `min_frequency` are not merged, so a small
-    text gives fewer ids; `on_merge` hears how many ids there are. A special token's text in `texts` is ordinary text.
-    Raises VocabularyError for a size that cannot be, PatternError, TextError.
+    text gives fewer ids. A special token's text in `texts` is ordinary text. Raises VocabularyError for a size that
+    cannot be, PatternError, TextError.
     """
     check_vocab_size(vocab_size, special_tokens)
-    compile_pattern(pattern)
-    base = [token.encode("utf-8") for token in special_tokens] + [bytes([b]) for b in BYTE_ORDER]
     words, counts = count_words(texts, pattern)
+    return train_on_words(
+        words, counts, vocab_size, special_tokens=special_tokens, pattern=pattern, min_frequency=min_frequency
+    )
+
+
+def train_on_words(
+    words: Sequence[bytes],
+    counts: npt.NDArray[np.int64],
+    vocab_size: int,
+    *,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    pattern: str = "llama3",
+    min_frequency: int = 2,
+    on_merge: Callable[[int], None] | None = None,
+) -> Tokenizer:
+    """The same from the distinct pieces and their counts; `on_merge` hears after each merge how many ids there are."""
+    check_vocab_size(vocab_size, special_tokens)
+    base = [token.encode("utf-8") for token in special_tokens] + [bytes([b]) for b in BYTE_ORDER]
     tokens, merges = _merge(words, counts, base, vocab_size, min_frequency, on_merge)
     ids = {token: i for i, token in enumerate(special_tokens)}
     return Tokenizer(tokens, merges, pattern=pattern, special_tokens=ids)
