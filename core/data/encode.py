@@ -6,7 +6,7 @@
     general text          train
 
 A long plain text (a novel, a dump) would be on one side as a whole. Where a share is held out, such a text is therefore
-cut at paragraphs into sections of about 64,000 characters, which become documents of their own.
+cut between paragraphs into sections of about 64,000 characters, which become documents of their own.
 
 Each document ends with the tokenizer's end-of-text id. What anyone wrote in a document is ordinary text: the characters
 `<|endoftext|>` in a web page end nothing. Today's news change no shard: of a corpus only the stable part is an input.
@@ -205,17 +205,24 @@ def _share(text: str) -> float:
 
 
 def sections(text: str) -> Iterator[str]:
-    """Cut a text longer than one and a half SECTION after the first blank line past each SECTION; joined, the sections
-    are the text."""
+    """Cut a text longer than one and a half SECTION at the first blank line past each SECTION, or at a line's end where
+    the next blank line is far. Joined, the sections are the text, but for white space at
+    its end."""
     start = 0
     while len(text) - start > SECTION * 3 // 2:
-        end = text.find("\n\n", start + SECTION)
-        if end < 0:
+        end = _cut(text, start + SECTION)
+        if end == 0:
             break
-        yield text[start : end + 2]
-        start = end + 2
+        yield text[start:end]
+        start = end
     if text[start:].strip():
         yield text[start:]
+
+
+def _cut(text: str, after: int) -> int:
+    """Where to cut past `after`; 0: nowhere."""
+    blank = text.find("\n\n", after, after + SECTION // 2)
+    return blank + 2 if blank >= 0 else text.find("\n", after) + 1
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:

@@ -62,9 +62,10 @@ def _documents(console: Console, shards: Shards, tokenizer: Tokenizer | None) ->
         line = f", line {shards.documents[i]} of documents.jsonl (from 0)" if shards.documents[i] >= 0 else ""
         _say(console, f"\n  {names[i]}{line}: {len(ids):,} tokens")
         if tokenizer is None:
-            console.print(" ".join(map(str, ids[:TOKENS])), markup=False)
+            console.print(" ".join(map(str, ids[:TOKENS])), markup=False, soft_wrap=True)
         else:
-            console.print(coloured((tokenizer.tokens[t] for t in ids[:TOKENS]), plain=not console.is_terminal))
+            shown = coloured((tokenizer.tokens[t] for t in ids[:TOKENS]), plain=not console.is_terminal)
+            console.print(shown, soft_wrap=True)
     rest = len(shards) - DOCUMENTS
     _say(console, f"\n  … and {rest:,} more in sources.jsonl\n" if rest > 0 else "")
 

@@ -128,13 +128,17 @@ def test_corpus_and_general_texts_stay_where_they_are() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, SECTION * 2), max_size=6), st.sampled_from(["\n\n", "\n"]))
+@given(st.lists(st.integers(1, SECTION * 2), max_size=6), st.sampled_from(["\n\n", "\n", " "]))
 def test_sections_joined_are_the_text(lengths: list[int], between: str) -> None:
     text = between.join("x" * n for n in lengths)
     parts = list(sections(text))
     assert "".join(parts) == text
-    if between == "\n":
-        assert len(parts) == bool(text)
+    if between == " ":
+        assert len(parts) == bool(text)  # nowhere to cut
+    else:
+        assert all(len(part) > SECTION and part.endswith("\n") for part in parts[:-1])
+        assert all(len(part) <= SECTION + max(lengths) + 2 for part in parts[:-1])
+        assert not parts or len(parts[-1]) <= SECTION * 3 // 2 or between not in parts[-1][SECTION:]
 
 
 def test_a_long_text_is_cut_so_that_a_part_can_be_held_out(tokenizer: Path, tmp_path: Path) -> None:
