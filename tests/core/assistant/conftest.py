@@ -124,7 +124,7 @@ TAUGHT = {
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: a decoder of two layers that was taught the answers of TAUGHT in a hundred steps."""
+    """A model folder: a decoder of two layers that was taught the answers of TAUGHT in sixty steps."""
     import torch
 
     from luthier.core.data.conversations import Message, encode_conversation
@@ -149,7 +149,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = Transformer(config, seed=0)
     rows = [encode_conversation(tokenizer, [Message("user", q), Message("assistant", a)]) for q, a in TAUGHT.items()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(60):
         optimizer.zero_grad()
         for ids, trained in rows:
             labels = torch.tensor(ids[1:]).long().where(torch.tensor(trained[1:]), -100)
