@@ -63,7 +63,7 @@ class ModelConfig:
     intermediate_size: int = 512
     """Width of the feed-forward part (F); 8/3 of the hidden size keeps SwiGLU as large as a plain layer of 4 times the
     hidden size (Shazeer 2020, arXiv:2002.05202, §3)."""
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = 4
     """Number of layers (L)."""
     num_attention_heads: int = 6
     """Query heads (H)."""
@@ -185,7 +185,14 @@ _SMALL = ModelConfig()
 
 presets: dict[str, ModelConfig] = {
     "demo": _SMALL,
-    "tiny": replace(_SMALL, hidden_size=256, intermediate_size=688, num_attention_heads=8, num_key_value_heads=4),
+    "tiny": replace(
+        _SMALL,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
     "small": replace(
         _SMALL,
         vocab_size=8192,

@@ -21,6 +21,7 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,9 +83,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+def unset(layer: type[nn.Module], *sizes: int, **options: bool) -> Any:
+    """A layer whose weights hold nothing yet; torch's own would draw them from the global generator."""
+    return nn.utils.skip_init(layer, *sizes, **options)
+
+
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A layer whose weights are not yet set; torch's own would draw them from the global generator."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # pyright: ignore[reportReturnType]
+    """A product with a weight [outputs, inputs] that holds nothing yet."""
+    return unset(nn.Linear, inputs, outputs, bias=bias)
 
 
 class Attention(nn.Module):
@@ -149,7 +155,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding = unset(nn.Embedding, config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:

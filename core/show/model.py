@@ -1,0 +1,158 @@
+"""A model in the terminal: what it is made of and costs, and what it thinks of a text.
+
+The table lists every tensor once, those of a layer with the number of layers before them. Given a text, each token
+stands with its loss, −log₂ p in bits, and what the model would rather have said: 0 bits is a token it was sure of, 12
+bits one it held for as likely as a blind guess among 4,096.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from luthier.models.config import ModelConfig
+    from luthier.tokenizers.bpe import Tokenizer
+
+__all__ = ["show_model"]
+
+ALTERNATIVES = 3
+SURE, UNSURE = 2.0, 8.0  # bits: coloured green up to the first, red from the second on
+
+
+def show_model(folder: Path, text: str | None = None) -> None:
+    """Print a model folder's layers, shapes, parameters, memory and work a token; with `text` its loss at each token.
+
+    Raises CheckpointError if it is no model folder, InputError for a text that cannot be tried.
+    """
+    from luthier.models.checkpoints import load_config
+
+    folder, console = Path(folder), _console()
+    config = load_config(folder)
+    _head(console, folder, config)
+    if text is not None:
+        console.print()
+        _losses(console, folder, text)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+# ---------------------------------------------------------------- what it is made of
+
+
+def _head(console: Console, folder: Path, config: ModelConfig) -> None:
+    from luthier.models.config import cache_bytes, flops_per_token, parameter_count, training_bytes
+
+    total, inner = parameter_count(config), parameter_count(config, embedding=False)
+    context = config.max_position_embeddings
+    sharing = f"{config.num_attention_heads} query heads share {config.num_key_value_heads} key and value heads"
+    head = "the embedding again" if config.tie_word_embeddings else "a matrix of its own"
+    work = flops_per_token(config)
+    for line in (
+        f"{folder}: a decoder of {total:,} parameters ({inner:,} without embedding and head), {config.model_type}",
+        f"{config.num_hidden_layers} layers of width {config.hidden_size:,}; {sharing} of {config.head_size}",
+        f"{config.vocab_size:,} tokens; head: {head}; context: {context:,} tokens",
+        f"weights: {_size(4 * total)} in float32, {_size(_stored(folder))} on disk",
+        f"training: some {_size(training_bytes(config, 4096))} for steps of 4,096 tokens with AdamW",
+        f"generating: {_size(cache_bytes(config, context))} of keys and values for a full context",
+        f"work a token at full context: {_operations(work)} to read, {_operations(3 * work)} to train",
+    ):
+        console.print(line, markup=False)
+    console.print()
+    console.print(_tensors(config))
+
+
+def _tensors(config: ModelConfig) -> Table:
+    """Every tensor's name, shape and share; layers are equal, so the first stands for all."""
+    import torch
+    from rich.table import Table
+
+    from luthier.models.config import parameter_count
+    from luthier.models.transformer import Transformer
+
+    with torch.device("meta"):
+        model = Transformer(config)
+    table = Table("", "tensor", box=None, padding=(0, 1), header_style="bold")
+    for title in ("shape", "parameters", "share"):
+        table.add_column(title, justify="right")
+    total, layers = parameter_count(config), config.num_hidden_layers
+    for name, weight in model.named_parameters():
+        if name.startswith("layers.") and not name.startswith("layers.0."):
+            continue
+        times = layers if name.startswith("layers.") else 1
+        count = times * weight.numel()
+        shape = " × ".join(f"{n:,}" for n in weight.shape)
+        each = f"{layers} ×" if times > 1 else ""
+        table.add_row(each, name.replace("layers.0.", "layers.N."), shape, f"{count:,}", f"{100 * count / total:.1f}%")
+    return table
+
+
+def _stored(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def _operations(count: float) -> str:
+    return f"{count / 1e6:,.1f} MFLOP" if count < 1e9 else f"{count / 1e9:,.1f} GFLOP"
+
+
+# ---------------------------------------------------------------- what it thinks of a text
+
+
+def _losses(console: Console, folder: Path, text: str) -> None:
+    """One row a token: its loss, its rank, and the likeliest tokens in its place."""
+    import torch
+    from rich.table import Table
+    from rich.text import Text
+
+    from luthier.models.checkpoints import load_model
+    from luthier.tokenizers.formats import load_tokenizer
+
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    ids = [tokenizer.eos_id, *(int(i) for i in tokenizer.encode_ordinary(text))]  # a document begins after an end
+    if len(ids) < 2:
+        raise InputError("the text holds no token; give at least one character")
+    if (found := len(ids) - 1) > (most := model.config.max_position_embeddings):
+        raise InputError(f"the text has {found:,} tokens; the model reads {most:,} at once: shorten it")
+    with torch.inference_mode():
+        bits_TV = model(torch.tensor([ids[:-1]]))[0].float().log_softmax(-1).div(-torch.log(torch.tensor(2.0)))
+    table = Table("token", "bits", "rank", "would rather have said", box=None, padding=(0, 1), header_style="bold")
+    for token, bits_V in zip(ids[1:], bits_TV, strict=True):
+        bits = float(bits_V[token])
+        style = "green" if bits <= SURE else "red" if bits >= UNSURE else ""
+        best = bits_V.topk(min(ALTERNATIVES, len(bits_V)), largest=False)
+        said = (f"{_piece(tokenizer, int(i))} {2.0 ** -float(b):.0%}" for b, i in zip(*best, strict=True))
+        rank = 1 + int((bits_V < bits_V[token]).sum())
+        table.add_row(Text(_piece(tokenizer, token), style=style), f"{bits:.2f}", f"{rank:,}", Text("   ".join(said)))
+    console.print(table)
+    total = float(bits_TV.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+    size = len(text.encode())
+    console.print(
+        f"\n{len(ids) - 1:,} tokens, {total / (len(ids) - 1):.2f} bits a token, {total / size:.2f} bits a byte "
+        f"(8 without any model)",
+        markup=False,
+    )
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a person can tell it apart: blanks shown, bytes that are no text escaped."""
+    return repr(tokenizer.tokens[token].decode("utf-8", errors="backslashreplace"))
