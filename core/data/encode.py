@@ -206,8 +206,7 @@ def _share(text: str) -> float:
 
 def sections(text: str) -> Iterator[str]:
     """Cut a text longer than one and a half SECTION at the first blank line past each SECTION, or at a line's end where
-    the next blank line is far. Joined, the sections are the text, but for white space at
-    its end."""
+    the next blank line is far. Joined, the sections are the text; white space alone at its end makes none."""
     start = 0
     while len(text) - start > SECTION * 3 // 2:
         end = _cut(text, start + SECTION)
