@@ -28,9 +28,9 @@ CONTROLS = ["button", "select", "input", "textarea", "dialog"]
 FURNITURE = re.compile(r"(?i)\b(navigation|banner|search|menu|menubar|toolbar|tablist|contentinfo|doc-toc)\b")
 EXTRAS = "sup.reference, .mw-editsection, .noprint, .skip-link, .sr-only, .visually-hidden, .breadcrumb, .cookie-banner"
 BLOCKS = set(
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure footer "
-    "form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre section summary table tbody td tfoot "
-    "th thead tr ul".split()  # noqa: SIM905
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure "  # noqa: SIM905
+    "footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre section summary table "
+    "tbody td tfoot th thead tr ul".split()
 )
 
 
@@ -165,7 +165,8 @@ class _Walk:
             self.blocks.append(Block(text, kind, self.page, level))
 
     def children(self, tag: Tag) -> None:
-        from bs4 import NavigableString, Tag
+        from bs4 import Tag
+        from bs4.element import NavigableString
 
         for child in list(tag.children):
             if isinstance(child, Tag):

@@ -1,4 +1,4 @@
-"""Pictures: scans, photographs, faxes of several pages. Pillow opens them, the camera's note turns them, `ocr` reads."""
+"""Pictures: scans, photographs, faxes of several pages. Pillow opens them, the camera's note turns them."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _parts(message: EmailMessage, notes: list[str]) -> tuple[list[Block], list[t
         kind, name = part.get_content_type(), _file_name(part)
         if kind == "message/rfc822":
             inner = part.get_payload()
-            if isinstance(inner, list) and inner:
+            if isinstance(inner, list) and inner and isinstance(inner[0], EmailMessage):
                 title = " ".join(str(inner[0].get("subject") or "message").split())
                 attachments.append((name or re.sub(r"[^\w .-]", "_", title)[:80] + ".eml", inner[0].as_bytes()))
         elif kind in ("text/plain", "text/html") and not name and part.get_content_disposition() != "attachment":

@@ -64,7 +64,7 @@ class Package:
         data = self.bytes(part)
         if data is None or not data.strip():
             return None
-        from lxml import etree
+        import lxml.etree as etree  # type: ignore[import-untyped]
 
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, recover=True, huge_tree=False)
         root = etree.fromstring(data, parser)

@@ -122,7 +122,7 @@ def _recognised(
     if not _draws(page):
         notes.append(f"page {number}: {'nothing but lines' if _objects(page) else 'empty'}")
         return layer
-    image = page.render(scale=DPI / 72, may_draw_forms=True).to_numpy()
+    image = page.render(scale=DPI / 72).to_numpy()  # type: ignore[arg-type]
     found = recognise(image)
     words, known = (len(" ".join(p.text for p in part).split()) for part in (found.paragraphs, layer))
     if found.paragraphs and found.confidence < LEAST_CONFIDENCE:
@@ -192,7 +192,7 @@ def _draws(page: pypdfium2.PdfPage) -> bool:
     """Whether there may be text to see: a picture, or enough outlines to be letters."""
     import pypdfium2.raw as raw
 
-    kinds = [thing.type for thing in page.get_objects(max_depth=3)]
+    kinds = [raw.FPDFPageObj_GetType(thing) for thing in page.get_objects(max_depth=3)]
     return any(kind != raw.FPDF_PAGEOBJ_PATH for kind in kinds) or len(kinds) >= 10
 
 

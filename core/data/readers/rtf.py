@@ -19,9 +19,9 @@ __all__ = ["read_rtf"]
 
 TOKEN = re.compile(rb"\\([a-z]+)(-?\d+)? ?|\\'([0-9a-fA-F]{2})|\\([^a-z])|([{}])|[\r\n]+|([^\\{}\r\n]+)", re.DOTALL)
 NO_TEXT = set(
-    "fonttbl colortbl stylesheet info pict object header headerl headerr headerf footer footerl footerr footerf rsidtbl "
-    "listtable listoverridetable generator themedata colorschememapping datastore latentstyles xmlnstbl fldinst filetbl "
-    "revtbl bkmkstart bkmkend nonshppict".split()  # noqa: SIM905
+    "fonttbl colortbl stylesheet info pict object header headerl headerr headerf footer footerl footerr footerf "  # noqa: SIM905
+    "rsidtbl listtable listoverridetable generator themedata colorschememapping datastore latentstyles xmlnstbl "
+    "fldinst filetbl revtbl bkmkstart bkmkend nonshppict".split()
 )
 SIGNS = {
     **{"par": "\n\n", "sect": "\n\n", "page": "\n\n", "line": "\n", "tab": "\t"},

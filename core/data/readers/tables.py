@@ -4,8 +4,8 @@
     | --- | --- |            cells are one line each, `|` in a cell is written `\\|`
     | Setup | 60 EUR |         rows are as long as the longest; empty rows and columns are left out
 
-A CSV file does not say what parts its cells. Each of `,` `;` tab `|` is tried with the csv module, and the one wins
-whose rows agree best on a number of cells: share of rows that have the commonest length, longer rows first among equals.
+A CSV file does not say what parts its cells. Each of `,` `;` tab `|` is tried with the csv module; the one wins
+whose rows agree best on a number of cells: share of rows that have the commonest length, longer rows first.
 """
 
 from __future__ import annotations
