@@ -26,13 +26,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Trained", "Vectors", "VectorsError", "load_vectors", "spell", "unspell"]
+__all__ = ["Trained", "Vectors", "VectorsError", "load_vectors"]
 
 TABLE = "vectors.safetensors"
 VOCABULARY = "vocabulary.jsonl"
@@ -110,6 +110,17 @@ class Vectors:
         if token not in self.rows:
             raise VectorsError(f"'{token}' is not among the {len(self):,} tokens of these vectors")
         return self.rows[token]
+
+    def text(self, row: int) -> str:
+        """A row's token as text: a byte-level token spelled out, bytes that are no character as �."""
+        if self.spelling != "byte-level":
+            return self.tokens[row]
+        from luthier.tokenizers.formats import unspell
+
+        try:
+            return unspell(self.tokens[row]).decode("utf-8", errors="replace")
+        except KeyError:  # a special token, which is not spelled in bytes
+            return self.tokens[row]
 
     # ------------------------------------------------------------ nearest
 
@@ -218,37 +229,6 @@ def _first_direction(table: np.ndarray) -> np.ndarray:
     """The first right singular vector of `table` [N, D], float32 [D]; zeros for a table of zeros."""
     values, directions = np.linalg.eigh(table.T.astype(np.float64) @ table.astype(np.float64))
     return (directions[:, -1] * (values[-1] > 0)).astype(np.float32)
-
-
-# ---------------------------------------------------------------- spelling
-
-
-@cache
-def _alphabet() -> dict[int, str]:
-    """Byte → its character: printable bytes stand for themselves, the others for U+0100 and what follows."""
-    from luthier.tokenizers.bpe import BYTE_ORDER, PRINTABLE
-
-    others = BYTE_ORDER[len(PRINTABLE) :]
-    return {**{b: chr(b) for b in PRINTABLE}, **{b: chr(256 + n) for n, b in enumerate(others)}}
-
-
-@cache
-def _bytes_of() -> dict[str, int]:
-    return {character: byte for byte, character in _alphabet().items()}
-
-
-def spell(token: bytes) -> str:
-    """A token's bytes in GPT-2's printable spelling."""
-    return "".join(map(_alphabet().__getitem__, token))
-
-
-def unspell(token: str) -> str:
-    """The text of a token in GPT-2's spelling; what is not in it (a special token) stays as it is, bytes that are no
-    character become �."""
-    try:
-        return bytes(_bytes_of()[character] for character in token).decode("utf-8", errors="replace")
-    except KeyError:
-        return token
 
 
 # ---------------------------------------------------------------- opening

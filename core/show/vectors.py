@@ -50,10 +50,10 @@ def show_vectors(folder: Path, near: Sequence[str] = (), analogy: Sequence[str] 
 
 def find(vectors: Vectors, word: str) -> int:
     """The row of a word as a person writes it. Raises InputError with the nearest spelling known."""
-    from luthier.models.vectors import spell
-
     tried = [word, word.lower()]
     if vectors.spelling == "byte-level":
+        from luthier.tokenizers.formats import spell
+
         tried = [spell(f" {word}".encode()), word, spell(word.encode()), spell(f" {word.lower()}".encode())]
     for token in tried:
         if token in vectors:
@@ -65,12 +65,10 @@ def find(vectors: Vectors, word: str) -> int:
 
 def readable(vectors: Vectors) -> list[tuple[str, int]]:
     """(text, row) of the common tokens that are whole beginnings of words: letters only, three or more."""
-    from luthier.models.vectors import unspell
-
     byte_level = vectors.spelling == "byte-level"
     found = []
-    for row, token in enumerate(vectors.tokens[:MOST]):
-        text = unspell(token) if byte_level else token
+    for row in range(min(len(vectors), MOST)):
+        text = vectors.text(row)
         if text.startswith(" ") == byte_level and len(text.strip()) >= 3 and text.strip().isalpha():
             found.append((text.strip(), row))
     return found
@@ -124,9 +122,6 @@ def _table(vectors: Vectors, title: str, rows: Sequence[tuple[str, list[tuple[in
 
 def _shown(vectors: Vectors, row: int) -> str:
     """A token for human eyes: the blank before a word is not shown, any other stands as ␣."""
-    from luthier.models.vectors import unspell
-
-    token = vectors.tokens[row]
-    text = unspell(token) if vectors.spelling == "byte-level" else token
+    text = vectors.text(row)
     text = text.removeprefix(" ") if text.strip() else text
     return "".join("␣" if c == " " else "↵" if c == "\n" else c if c.isprintable() else "�" for c in text)

@@ -202,8 +202,7 @@ def _hash_texts(inputs: Sequence[Path]) -> tuple[dict[str, Path | str | None], l
 
 
 def _from_shards(shards: Sequence[Path], tokenizer: Path | None) -> Source:
-    from luthier.models.vectors import spell
-    from luthier.tokenizers.formats import load_tokenizer
+    from luthier.tokenizers.formats import load_tokenizer, spell
 
     made_by = load_tokenizer(tokenizer or shards[0])
     special = {id_: text for text, id_ in made_by.special_tokens.items()}

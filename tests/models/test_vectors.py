@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from luthier.models import vectors as store
 from luthier.models.vector_files import read_glove, read_word2vec, write_glove, write_word2vec
-from luthier.models.vectors import Vectors, VectorsError, load_vectors, spell, unspell
+from luthier.models.vectors import Vectors, VectorsError, load_vectors
 
 
 def made(size=50, dim=12, seed=0, tokens=None):
@@ -243,21 +243,8 @@ def test_sentences_are_given_as_tokens_or_ids_and_strangers_are_passed_over():
 # ---------------------------------------------------------------- spelling
 
 
-def test_spelling_is_hugging_faces():
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    for text in (" wood\n", "Ä\u00ad\x00\x7f€", "".join(map(chr, range(0x800)))):
-        pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-        assert spell(text.encode()) == "".join(piece for piece, _ in pieces)
-    assert spell(b" wood\n") == "ĠwoodĊ"
-    assert not any(c.isspace() for c in spell(bytes(range(256))))
-
-
-@given(st.text())
-def test_spelling_gives_back_the_text(text):
-    assert unspell(spell(text.encode())) == text
-
-
-def test_special_tokens_and_half_characters_are_readable():
-    assert unspell("<|im_start|>") == "<|im_start|>"
-    assert unspell(spell("ä".encode()[:1])) == "�"
+def test_tokens_are_shown_as_the_text_they_stand_for():
+    v = made(tokens=["Ġwood", "Ã¤", "Ã", "<|im_start|>", "<｜fin｜>", "ĊĊ"])
+    assert [v.text(row) for row in range(6)] == [" wood", "ä", "�", "<|im_start|>", "<｜fin｜>", "\n\n"]
+    v.spelling = "words"
+    assert v.text(0) == "Ġwood"

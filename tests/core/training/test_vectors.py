@@ -1,0 +1,186 @@
+"""The stage train-vectors: from shards and texts, up to date or made anew, refused where nothing can be learned."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from luthier.core.artifacts import hash_file, read_manifest
+from luthier.core.data.encode import EncodeConfig, encode
+from luthier.core.data.shards import write_shards
+from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
+from luthier.core.show.vectors import map_2d, show_vectors
+from luthier.core.training.vectors import VectorsConfig, train_vectors, words
+from luthier.models.vectors import load_vectors
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import save_tokenizer
+
+SMALL = VectorsConfig(vector_size=12, epochs=3, min_count=3, window=3, iterations=4)
+# Spruce and cedar stand in like places, so do lute and guitar.
+SENTENCES = (
+    "The {wood} of the top sings, and old {wood} sings best.",
+    "A {thing} hangs on the wall; the {thing} is tuned each day.",
+    "We cut {wood} in winter, when {wood} is dry.",
+    "Who plays the {thing} well, buys a good {thing}.",
+)
+
+
+def text(count, seed=0):
+    rng = np.random.default_rng(seed)
+    fill = (
+        SENTENCES[rng.integers(4)].format(
+            wood=("spruce", "cedar")[rng.integers(2)], thing=("lute", "guitar")[rng.integers(2)]
+        )
+        for _ in range(count)
+    )
+    return " ".join(fill)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A tokenizer, shards of 40 documents encoded with it, and one of the texts as a file."""
+    root = tmp_path_factory.mktemp("sources")
+    documents = [text(20, seed) for seed in range(40)]
+    tokenizer = train_bpe(documents, 400)
+    (root / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, root / "tokenizer")
+    write_shards(
+        root / "shards",
+        [tokenizer.encode_ordinary(d) for d in documents],
+        [tokenizer.encode_ordinary("held out " * 50)],
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        tokenizer=hash_file(root / "tokenizer" / "tokenizer.json"),
+    )
+    (root / "text.txt").write_text("\n".join(documents), encoding="utf-8")
+    return root, tokenizer
+
+
+@pytest.mark.parametrize("method", ["word2vec", "glove"])
+def test_vectors_of_tokens(sources, tmp_path, method, capsys):
+    root, tokenizer = sources
+    config = VectorsConfig(**{**vars(SMALL), "method": method})
+    summary = train_vectors([root / "shards"], tmp_path / "v", config, tokenizer=root / "tokenizer")
+    vectors = load_vectors(tmp_path / "v")
+    assert vectors.spelling == "byte-level"
+    for row, id_ in enumerate(vectors.ids):  # every row is the token that it says it is
+        special = next((t for t, n in tokenizer.special_tokens.items() if n == id_), None)
+        assert special == vectors.tokens[row] or vectors.text(row) == tokenizer.decode([id_])
+    ids = np.concatenate([tokenizer.encode_ordinary(text(20, seed)) for seed in range(40)])
+    counts = np.bincount(np.append(ids, [tokenizer.eos_id] * 40), minlength=tokenizer.vocab_size)
+    assert set(vectors.ids.tolist()) == set(np.flatnonzero(counts >= 3).tolist())
+    np.testing.assert_array_equal(vectors.counts, counts[vectors.ids])
+    assert (np.diff(vectors.counts) <= 0).all()
+    assert summary.trained == vectors.counts.sum()
+    assert summary.tokens == counts.sum()  # the held-out document is not among them
+    assert summary.losses[-1] < summary.losses[0]
+    assert f"{len(vectors):,} vectors" in str(summary)
+    assert read_manifest(tmp_path / "v")["stage"] == "train-vectors"
+    again = train_vectors([root / "shards"], tmp_path / "v", config, tokenizer=root / "tokenizer")
+    assert "up to date" in capsys.readouterr().err
+    assert (again.vocabulary, again.pairs, again.losses) == (summary.vocabulary, summary.pairs, summary.losses)
+
+
+def test_words_of_a_text_find_their_like(sources, tmp_path):
+    root, _ = sources
+    train_vectors([root / "text.txt"], tmp_path / "v", VectorsConfig(vector_size=16, epochs=20, window=3, alpha=0.05))
+    vectors = load_vectors(tmp_path / "v")
+    assert (vectors.spelling, vectors.ids.tolist()) == ("words", list(range(len(vectors))))
+    assert vectors.most_similar("spruce", topn=1)[0][0] == "cedar"
+    assert vectors.most_similar("lute", topn=1)[0][0] == "guitar"
+    expected = words((root / "text.txt").read_text())
+    assert vectors.counts[vectors.row("the")] == expected.count("the")
+
+
+def test_words_are_runs_of_letters_and_digits():
+    assert words("Don’t e-mail the 4th “Äbtissin” -- x_y, 3.5 ‑ it's") == (
+        ["don’t", "e-mail", "the", "4th", "äbtissin", "x", "y", "3", "5", "it's"]
+    )
+
+
+def test_two_runs_are_equal_byte_for_byte_and_a_seed_changes_them(sources, tmp_path):
+    root, _ = sources
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_vectors([root / "text.txt"], tmp_path / name, VectorsConfig(**{**vars(SMALL), "seed": seed}))
+    a, b, c = ((tmp_path / name / "vectors.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_other_work_in_out_is_kept_unless_told_otherwise(sources, tmp_path):
+    root, _ = sources
+    train_vectors([root / "text.txt"], tmp_path / "v", SMALL)
+    other = VectorsConfig(**{**vars(SMALL), "vector_size": 8})
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        train_vectors([root / "text.txt"], tmp_path / "v", other)
+    train_vectors([root / "text.txt"], tmp_path / "v", other, overwrite=True)
+    assert load_vectors(tmp_path / "v").dim == 8
+
+
+def test_the_tokenizer_must_be_the_one_that_made_the_shards(sources, tmp_path):
+    root, _ = sources
+    (tmp_path / "other").mkdir()
+    save_tokenizer(train_bpe(["quite another text " * 20], 300), tmp_path / "other")
+    with pytest.raises(InputError, match="was not encoded with the tokenizer"):
+        train_vectors([root / "shards"], tmp_path / "v", SMALL, tokenizer=tmp_path / "other")
+    assert not (tmp_path / "v").exists()
+
+
+def test_what_cannot_be_learned_from_is_refused(sources, tmp_path):
+    root, _ = sources
+    (tmp_path / "few.txt").write_text("just a few words here", encoding="utf-8")
+    with pytest.raises(InputError, match="Lower --min-count"):
+        train_vectors([tmp_path / "few.txt"], tmp_path / "v", SMALL)
+    with pytest.raises(InputError, match="not both"):
+        train_vectors([root / "shards", root / "text.txt"], tmp_path / "v", SMALL)
+    with pytest.raises(InputError, match="no input given"):
+        train_vectors([], tmp_path / "v", SMALL)
+    with pytest.raises(InputError, match="no such file"):
+        train_vectors([tmp_path / "missing"], tmp_path / "v", SMALL)
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_run_that_leaves_the_range_of_numbers_names_the_tokens(sources, tmp_path):
+    root, _ = sources
+    config = VectorsConfig(**{**vars(SMALL), "method": "glove", "eta": 1e9})
+    with pytest.raises(TrainingError, match=r"at the pair '\w+' and '\w+'"):
+        train_vectors([root / "text.txt"], tmp_path / "v", config)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"vector_size": 0}, {"negative": 0}, {"workers": -1}, {"eta": 0.0}, {"sample": -1.0}]
+)
+def test_settings_that_cannot_be_are_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        VectorsConfig(**wrong)
+
+
+def test_the_view_and_the_map(sources, tmp_path, capsys):
+    root, _ = sources
+    encode([root / "text.txt"], root / "tokenizer", tmp_path / "shards", EncodeConfig(validation_fraction=0))
+    train_vectors([tmp_path / "shards"], tmp_path / "v", SMALL)  # with the tokenizer that `encode` put there
+    show_vectors(tmp_path / "v", near=["spruce"], analogy=["spruce", "wood", "lute"])
+    shown = capsys.readouterr().out
+    assert "vectors of 12 numbers" in shown
+    assert "spruce − wood + lute" in shown
+    with pytest.raises(InputError, match="'bassoon' has no vector"):
+        show_vectors(tmp_path / "v", near=["bassoon"])
+    with pytest.raises(InputError, match="three words, found 2"):
+        show_vectors(tmp_path / "v", analogy=["a", "b"])
+    vectors = load_vectors(tmp_path / "v")
+    xy, labels = map_2d(vectors, 10)
+    assert xy.shape == (len(labels), 2)
+    assert {"the", "spruce"} <= set(map_2d(vectors, 100)[1])
+    assert all(label.isalpha() and len(label) >= 3 for label in labels)
+    assert np.var(xy[:, 0]) >= np.var(xy[:, 1])  # the first component holds most
+
+
+def test_the_verb(sources, tmp_path):
+    root, _ = sources
+    command = [sys.executable, "-m", "luthier.scripts.train_vectors", str(root / "text.txt"), "--out", "v"]
+    done = subprocess.run([*command, "--vector-size", "8"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("word2vec: ")
+    rows = [json.loads(line) for line in (tmp_path / "v" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
