@@ -270,6 +270,10 @@ class Tokenizer:
         outside = {*self.special_tokens.values(), *self.added_tokens.values()}
         return {token: i for i, token in enumerate(self.tokens) if token and i not in outside}
 
+    def forget(self) -> None:
+        """Empty the cache of pieces met before; ids do not change."""
+        self._caches.clear()
+
     # ------------------------------------------------------------ decoding
 
     def decode_bytes(self, ids: Iterable[int] | npt.NDArray[Any]) -> bytes:
