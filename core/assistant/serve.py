@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -266,10 +267,11 @@ def _error(message: str, kind: str, param: str | None = None, code: str | None =
 
 
 def modes(opened: Opened) -> dict[str, str]:
-    """Model id → mode: the name alone is the richest mode."""
+    """Model id → mode: the name alone, in lower case and with hyphens for blanks, is the richest mode."""
     parts = opened.assistant
     able = [m for m in MODES if (m == "retrieved" or parts.model_folder) and (m == "tuned" or parts.index_folder)]
-    return {opened.name: parts.default_mode, **{f"{opened.name}:{mode}": mode for mode in able}}
+    name = re.sub(r"[^\w.-]+", "-", opened.name.lower()).strip("-") or "assistant"
+    return {name: parts.default_mode, **{f"{name}:{mode}": mode for mode in able}}
 
 
 def application(opened: Opened) -> Starlette:
