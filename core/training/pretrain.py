@@ -16,7 +16,7 @@ Legend: B rows of a batch, T tokens a row (`context`), V vocabulary, C hidden si
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ class PretrainConfig:
     """What model is made, of what, and for how long. 0 in a size means: as in the preset."""
 
     model: str = "demo"
-    """Preset of the model's shape: `luthier.models.config.PRESETS`, from demo (2.4 million parameters) upwards."""
+    """Preset of the model's shape: `luthier.models.config.presets`, from demo (2.4 million parameters) upwards."""
     hidden_size: int = 0
     """Width C of the model."""
     intermediate_size: int = 0
@@ -50,7 +50,7 @@ class PretrainConfig:
     num_key_value_heads: int = 0
     """Key and value heads of a layer; divides num_attention_heads."""
     context: int = 256
-    """Tokens a window; at most the model's max_position_embeddings."""
+    """Tokens a window. The model's max_position_embeddings is the preset's, or this where it is longer."""
     batch_size: int = 16
     """Windows a step."""
     micro_batch: int = 0
@@ -151,7 +151,7 @@ def pretrain(
         raise TrainingError(f"{shards} holds no text to train on\nEncode a corpus with at least one stable document.")
     if tokenizer is not None:
         _same_tokenizer(train, Path(tokenizer))
-    shape = model_config(config, train.vocab_size, train.eos_id)
+    shape = model_config(config, train.vocab_size)
     inputs = {"shards": Path(shards), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
     work = Artifact(out, "pretrain", asdict(config), inputs, overwrite=overwrite)
     if work.done:
@@ -179,7 +179,7 @@ def _run(
     from luthier.models.transformer import Transformer
 
     use_machine(config.threads)
-    model = Transformer(shape, generator=torch.Generator().manual_seed(config.seed))
+    model = Transformer(shape, torch.Generator().manual_seed(config.seed))
     if vectors is not None:
         _start_from(model, vectors)
     own, general = sources(train, context=config.context, seed=config.seed)
@@ -212,23 +212,18 @@ def _run(
 # ---------------------------------------------------------------- the pieces
 
 
-def model_config(config: PretrainConfig, vocab_size: int, eos_id: int) -> ModelConfig:
+def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     """The preset with what the settings change in it."""
-    from luthier.models.config import PRESETS
+    from luthier.models.config import preset, presets
 
-    if config.model not in PRESETS:
+    if config.model not in presets:
         raise ConfigError(
-            f"model: no preset '{config.model}'{did_you_mean(config.model, PRESETS)} Known: {', '.join(PRESETS)}"
+            f"model: no preset '{config.model}'{did_you_mean(config.model, presets)} Known: {', '.join(presets)}"
         )
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}
-    shape = replace(PRESETS[config.model], vocab_size=vocab_size, **changed)
-    if config.context > shape.max_position_embeddings:
-        raise ConfigError(
-            f"context = {config.context} is longer than the model's max_position_embeddings, "
-            f"{shape.max_position_embeddings}\nLower context, or choose a larger preset."
-        )
-    return shape
+    longest = max(config.context, presets[config.model].max_position_embeddings)
+    return preset(config.model, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
 
 
 def _same_tokenizer(shards: Shards, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from luthier.core.errors import TrainingError
 from luthier.core.training import loop
 from luthier.core.training.batches import IGNORED, Batch, Example, Windows, chance, mixed, pack, split_rows
+from luthier.core.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import make_optimizers
 
@@ -107,6 +108,18 @@ def test_resumed_run_is_bit_equal(tmp_path, at):
     assert done.resumed_at == at and same(whole, again)
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()
     assert not list((tmp_path / "cut").glob("step-*"))
+
+
+def test_resume_takes_the_number_of_threads_from_the_checkpoint(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        save_checkpoint(tmp_path, 3, Bigram(), [], {"trained": 5})
+        torch.set_num_threads(1)
+        state = load_checkpoint(tmp_path, Bigram(), [])
+        assert state is not None and state["step"] == 3 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):

@@ -1,0 +1,121 @@
+"""Pretraining: it learns, mixes as stated, starts from vectors, and refuses what does not fit together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from luthier.core.data.shards import Shards, write_shards
+from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
+from luthier.core.training.batches import chance, mixed
+from luthier.core.training.embedding import principal_components, start_embedding
+from luthier.core.training.pretrain import PretrainConfig, pretrain, sources
+from luthier.models.checkpoints import load_model
+from luthier.models.vectors import Vectors
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "context": 16,
+    "batch_size": 8,
+    "threads": 1,
+}
+
+
+def shards_of(folder: Path, documents: int = 12, vocabulary: int = 40) -> Path:
+    """Documents that count upwards from a random start: a model that learned anything predicts the next number."""
+    random = chance(3)
+    made = [(random.integers(2, vocabulary) + np.arange(30)) % (vocabulary - 2) + 2 for _ in range(documents)]
+    return write_shards(folder, made[:-2], made[-2:], vocab_size=vocabulary, eos_id=0)
+
+
+def test_a_tiny_model_learns_to_count(tmp_path, capsys):
+    shards = shards_of(tmp_path / "shards")
+    done = pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=60, learning_rate=2e-2))
+    told = capsys.readouterr().err
+    assert "parameters" in told and "TFLOP" in told and "60 of 8 × 16 tokens" in told
+    assert done.loss < 1.0 < np.log(40) and done.validation_loss is not None and done.validation_loss < 2.0
+    rows = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 61))
+    model = load_model(tmp_path / "model")
+    logits = model(torch.tensor([[7, 8, 9, 10, 11]]))
+    assert logits[0, -1].argmax().item() == 12
+    assert not pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=60, learning_rate=2e-2)).changed
+    with pytest.raises(ArtifactError, match="different work"):
+        pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=61))
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path):
+    shards = shards_of(tmp_path / "shards")
+    for name, spacing in (("a", 0.0), ("b", 1000.0)):
+        pretrain(shards, tmp_path / name, PretrainConfig(**TINY, steps=5, save_every=spacing))
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_own_and_general_text_mix_by_share(tmp_path):
+    """Three documents of one's own, a hundred others: the share holds, and each kind keeps to its documents."""
+    lengths = np.full(103, 20)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    lines = np.array([0, 1, 2] + [-1] * 100)
+    tokens = np.repeat((lines < 0).astype(np.uint16), lengths)
+    shards = Shards(tmp_path, "train", tokens, offsets, lines, 2, 0, "")
+    shards.__dict__["names"] = [f"d{i}" for i in range(103)]
+    own, general = sources(shards, context=10, seed=0)
+    assert own.total == 60 and general.total == 2000
+    kinds = [mixed(own, general, 0.4, i).labels.mean() for i in range(100)]
+    assert sorted(set(kinds)) == [0.0, 1.0] and kinds.count(1.0) == 40
+    assert sum(kinds[:10]) == 4
+
+
+def test_principal_components_keep_distances():
+    x = chance(1).normal(size=(30, 6)) * [5, 4, 3, 1, 0.1, 0.01]
+    turned = principal_components(x, 6)
+    apart = lambda m: np.linalg.norm(m[:, None] - m[None], axis=-1)  # noqa: E731
+    assert np.allclose(apart(x), apart(turned), atol=1e-9)
+    few = principal_components(x, 3)
+    _, singular, _ = np.linalg.svd(x - x.mean(0))
+    assert np.allclose(np.linalg.norm(few, axis=0), singular[:3])
+
+
+@pytest.mark.parametrize("dim", [4, 8, 20])
+def test_embedding_starts_from_vectors_with_the_same_spread(dim):
+    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * 0.02
+    before = weight.clone()
+    ids = np.arange(5, 45)[::-1].copy()
+    table = chance(2).normal(size=(40, dim)).astype(np.float32) * 7 + 3
+    vectors = Vectors(table, [f"t{i}" for i in ids], ids, np.ones(40, np.int64), spelling="byte-level")
+    assert start_embedding(weight, vectors) == 40
+    untouched = [*range(5), *range(45, 50)]
+    assert torch.equal(weight[untouched], before[untouched])
+    columns = min(dim, 8)
+    rms = weight[5:45, :columns].square().mean().sqrt()
+    assert abs(float(rms / before.std()) - 1) < 1e-5
+    assert torch.equal(weight[5:45, columns:], before[5:45, columns:])
+    cosine = lambda m: (m / np.linalg.norm(m, axis=1, keepdims=True)) @ (m / np.linalg.norm(m, axis=1, keepdims=True)).T  # noqa: E731
+    if dim <= 8:
+        centred = table - table.mean(0)
+        assert np.allclose(cosine(weight[ids, :columns].numpy()), cosine(centred), atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
+    shards = shards_of(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="no preset 'dem'; did you mean 'demo'"):
+        pretrain(shards, tmp_path / "m", PretrainConfig(model="dem"))
+    with pytest.raises(ValueError, match="num_attention_heads = 5"):
+        pretrain(shards, tmp_path / "m", PretrainConfig(num_attention_heads=5))
+    with pytest.raises(ConfigError, match="learning_rate = 0"):
+        PretrainConfig(learning_rate=0)
+    with pytest.raises(ConfigError, match="general_share = 1"):
+        PretrainConfig(general_share=1)
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        pretrain(shards, tmp_path / "m", tokenizer=tmp_path)
+    empty = write_shards(tmp_path / "empty", [], vocab_size=40, eos_id=0)
+    with pytest.raises(TrainingError, match="holds no text to train on"):
+        pretrain(empty, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,94 @@
+"""`kill -9` at random moments, then the same command again: weights and metrics are those of the undisturbed run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from luthier.core.data.shards import write_shards
+from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import save_tokenizer
+
+ROWS = [{"question": f"What is part {i}?", "answer": f"Part {i} is the {i} of {i}."} for i in range(12)]
+TINY = "hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1"
+PRETRAIN = f"PretrainConfig({TINY}, context=32, batch_size=4, steps=24, save_every=SAVE, evaluate_every=7, threads=1)"
+FINETUNE = "FinetuneConfig(epochs=8, batch_size=4, context=64, save_every=SAVE, threads=1)"
+IMPORTS = (
+    "from pathlib import Path\n"
+    "from luthier.core.training.pretrain import PretrainConfig, pretrain\n"
+    "from luthier.core.training.finetune import FinetuneConfig, finetune\n"
+)
+CALLS = {
+    "pretrain": f"pretrain(Path('shards'), Path('OUT'), {PRETRAIN}, tokenizer=Path('tokenizer'))",
+    "finetune": f"finetune(Path('whole-pretrain'), [Path('q.jsonl')], Path('OUT'), {FINETUNE}, replay=Path('shards'))",
+}
+
+
+def call(verb: str, out: str, save: float) -> str:
+    return CALLS[verb].replace("OUT", out).replace("SAVE", str(save))
+
+
+def run_here(verb: str, out: str, save: float) -> None:
+    names = {"Path": Path, "PretrainConfig": PretrainConfig, "pretrain": pretrain}
+    eval(call(verb, out, save), {**names, "FinetuneConfig": FinetuneConfig, "finetune": finetune})
+
+
+def kill_at(verb: str, out: str, lines: int, pause: float) -> None:
+    """Start the run in a process of its own and kill it `pause` seconds after it has logged `lines` lines."""
+    log = Path(f".{out}.building") / "metrics.jsonl"
+    before = log.stat().st_mtime_ns if log.is_file() else 0
+    process = subprocess.Popen([sys.executable, "-c", IMPORTS + call(verb, out, 0)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        touched = log.is_file() and log.stat().st_mtime_ns != before
+        if touched and log.read_bytes().count(b"\n") >= lines:
+            time.sleep(pause)
+            break
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    text = " ".join(f"{r['question']} {r['answer']}" for r in ROWS)
+    tokenizer = train_bpe([text] * 3, 300)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    ids = tokenizer.encode_ordinary(text)
+    documents = [ids[i : i + 40 + i % 7] for i in range(0, len(ids), 23)]
+    write_shards(folder / "shards", documents, [ids[:90]], vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    before = Path.cwd()
+    os.chdir(folder)
+    run_here("pretrain", "whole-pretrain", 1000)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_killed_runs_end_bit_equal(place, verb):
+    whole, cut = f"whole-{verb}", f"cut-{verb}"
+    if verb == "finetune":
+        run_here("finetune", whole, 0)
+    chance = random.Random()  # other moments every time; they are printed
+    for lines in sorted(chance.sample(range(2, 20), 2 if verb == "pretrain" else 1)):
+        pause = chance.uniform(0, 0.02)
+        print(f"{verb}: killed {pause:.4f} s after line {lines}")
+        kill_at(verb, cut, lines, pause)
+        assert not Path(cut).exists()
+    run_here(verb, cut, 0)
+    if verb == "pretrain":  # checkpoints at other moments are other settings, but the same result
+        assert json.loads(Path(whole, "manifest.json").read_text())["settings"]["save_every"] == 1000
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert Path(whole, name).read_bytes() == Path(cut, name).read_bytes(), name
+    rows = [json.loads(line) for line in Path(cut, "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
