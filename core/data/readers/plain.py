@@ -62,7 +62,7 @@ def encoding_of(data: bytes) -> str:
 def _one_byte(data: bytes) -> str:
     letters = len(re.findall(rb"[A-Za-z]", data))
     upper = len(re.findall(rb"[\x80-\xff]", data))
-    if letters < 5 * upper:
+    if letters < 5 * upper and upper >= 8:  # fewer say nothing
         from charset_normalizer import from_bytes
 
         best = from_bytes(data[:200_000]).best()

@@ -23,28 +23,37 @@ NO_TEXT = set(
     "rsidtbl listtable listoverridetable generator themedata colorschememapping datastore latentstyles xmlnstbl "
     "fldinst filetbl revtbl bkmkstart bkmkend nonshppict".split()
 )
+BEGIN, ROW, CELL = "\x1d", "\x1e", "\x1f"  # where a row begins, a row ends, a cell ends
 SIGNS = {
     **{"par": "\n\n", "sect": "\n\n", "page": "\n\n", "line": "\n", "tab": "\t"},
-    **{"cell": "\x1f", "row": "\x1e", "trowd": "\n\n"},
+    **{"cell": CELL, "row": ROW, "trowd": BEGIN},
     **{"emdash": "—", "endash": "–", "bullet": "•", "lquote": "‘", "rquote": "’", "ldblquote": "“", "rdblquote": "”"},
 }
 
 
 def read_rtf(file: Path, data: bytes) -> Extracted:
-    text = rtf_text(data)
     blocks: list[Block] = []
-    # runs of rows are tables; a cell ends with \x1f, a row with \x1e
-    for part in re.split(r"((?:[^\x1e\n]*(?:\n+[^\x1e\n]*\x1f)*[^\x1e\n]*\x1e\s*)+)", text):
-        if "\x1e" in part:
-            rows = [[cell.strip() for cell in row.split("\x1f")[:-1]] for row in part.split("\x1e") if "\x1f" in row]
+    rows: list[list[str]] = []
+
+    def end_table() -> None:
+        if rows:
             blocks.append(Block(table_text(rows), "table"))
-        else:
-            blocks += paragraphs(part.replace("\x1f", " "))
+            rows.clear()
+
+    *ended, rest = rtf_text(data).split(ROW)
+    for piece in ended:
+        before, _, row = piece.rpartition(BEGIN)
+        if before.strip(f" \n{BEGIN}"):
+            end_table()
+            blocks += paragraphs(before.replace(BEGIN, ""))
+        rows.append([cell.strip() for cell in row.split(CELL)[:-1]])
+    end_table()
+    blocks += paragraphs(rest.replace(CELL, " ").replace(BEGIN, ""))
     return Extracted(blocks, "application/rtf")
 
 
 def rtf_text(data: bytes) -> str:
-    """The text of a document, cells and rows marked by \\x1f and \\x1e."""
+    """The text of a document, cells and rows marked by BEGIN, ROW and CELL."""
     page = re.search(rb"\\ansicpg(\d+)", data)
     encoding = f"cp{page[1].decode()}" if page else "cp1252"
     out: list[str] = []

@@ -54,7 +54,7 @@ def read_csv(file: Path, data: bytes) -> Extracted:
     width = Counter(len(row) for row in rows).most_common(1)[0][0] if rows else 0
     if width < 2:
         return Extracted(paragraphs(text), "text/csv")
-    start = next(n for n, row in enumerate(rows) if len(row) >= width - 1)
+    start = next(n for n, row in enumerate(rows) if len(row) >= max(2, width - 1))
     blocks = [Block(" ".join(cell for cell in row if cell)) for row in rows[:start]]
     return Extracted([*blocks, Block(table_text(rows[start:]), "table")], "text/csv")
 
