@@ -35,7 +35,7 @@ class Command:
     near: tuple[str, ...] = ()
     """Words whose nearest neighbours in the vectors are wanted."""
     analogy: tuple[str, ...] = ()
-    """Three words a b c for vectors: a is to b as c is to what?"""
+    """Three words a b c for vectors: what is nearest to a - b + c? `king man woman` asks for the queen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
