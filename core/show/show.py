@@ -39,8 +39,8 @@ class Wish:
 def show(path: Path, *, text: str | None = None, near: Sequence[str] = (), analogy: Sequence[str] = ()) -> None:
     """Print the human view of `path` to stdout.
 
-    `text` is tried on a tokenizer, a model or an index; `near` and `analogy` (three words: what is nearest to a - b + c?)
-    on vectors. Raises InputError if `path` does not exist or is nothing that luthier knows.
+    `text` is tried on a tokenizer, a model or an index; `near` and `analogy` (three words: what is nearest to
+    a - b + c?) on vectors. Raises InputError if `path` does not exist or is nothing that luthier knows.
     """
     path, wish = Path(path), Wish(text, near, analogy)
     if path.is_dir():
