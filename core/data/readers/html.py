@@ -158,7 +158,7 @@ class _Walk:
         self.open = []
 
     def add(self, text: str, kind: str, level: int = 0) -> None:
-        if self.depth and self.quotes:
+        if self.depth and self.quotes and text.strip():
             text = "\n".join("> " * self.depth + line for line in text.split("\n"))
             kind = "paragraph"
         if text.strip():

@@ -42,6 +42,8 @@ def _header(message: EmailMessage, name: str) -> str:
     try:
         value = str(message.get(name, "") or "")
     except (ValueError, IndexError, LookupError, AttributeError, TypeError):  # the parser stumbles over odd ones
+        value = "\ufffd"
+    if "\ufffd" in value:
         value = next((str(v) for k, v in message.raw_items() if k.lower() == name.lower()), "")
     try:
         value = value.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -45,7 +45,7 @@ class Reading:
 def read_opendocument(file: Path, data: bytes) -> Extracted:
     package = Package(file, data)
     manifest = package.xml("META-INF/manifest.xml")
-    if manifest is not None and any(descendants(manifest, "encryption-data")):
+    if manifest is not None and next(descendants(manifest, "encryption-data"), None) is not None:
         raise DocumentError("encrypted", f"{file}: protected by a password\nSave a copy without it.")
     root = package.xml("content.xml")
     body = next(descendants(root, "body"), None) if root is not None else None

@@ -141,7 +141,7 @@ def number_text(raw: str, code: str, from_1904: bool = False) -> str:
         value = float(raw)
     except ValueError:
         return raw
-    code = code.split(";")[0]
+    code = re.sub(r"\[([hms])+\]", r"\1", code.split(";")[0], flags=re.IGNORECASE)
     bare = re.sub(r'"[^"]*"|\\.|\[[^\]]*\]|_.|\*.', "", code)
     if re.search(r"[ymdhs]", bare, re.IGNORECASE) and not re.search(r"[0#?]", bare.split(".")[0]) and bare != "General":
         return _date(value, bare.lower(), from_1904) or _plain_number(value)
