@@ -167,7 +167,7 @@ def _write(
     file.unlink(missing_ok=True)  # of an interrupted try
     with contextlib.closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA journal_mode = OFF")  # the folder appears only when whole
-        database.executescript(SCHEMA)
+        _make_tables(database)
         with progress("Indexing", len(chunks), "sentences") as advance:
             for number, chunk in enumerate(chunks, 1):
                 _insert(database, number, chunk)
@@ -180,6 +180,16 @@ def _write(
         database.execute("INSERT INTO fulltext(fulltext) VALUES ('optimize')")
         database.commit()
         database.execute("VACUUM")
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    try:
+        database.executescript(SCHEMA)
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"the SQLite {sqlite3.sqlite_version} of this Python cannot search full text: {error}\n"
+            "Use a Python whose sqlite3 has FTS5, as those of python.org and of the distributions have."
+        ) from error
 
 
 def _insert(database: sqlite3.Connection, number: int, c: Chunk) -> None:

@@ -15,6 +15,7 @@ address), 405 or 500.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -366,4 +367,5 @@ def serve(opened: Opened, host: str = "127.0.0.1", port: int = 8000) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         say(f"{opened.name} answers on {address} (chat page) and {address}/v1 (OpenAI's API); Ctrl-C ends")
         opened.assistant.warm_up()
-        uvicorn.Server(uvicorn.Config(application(opened), log_level="warning")).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(application(opened), log_level="warning")).run(sockets=[listener])
