@@ -49,6 +49,7 @@ Ids = npt.NDArray[np.int32]
 # Hugging Face's ByteLevel alphabet, ordered by the characters it spells bytes with: printable bytes stand for
 # themselves and come first, then the others in their own order.
 PRINTABLE: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+NEVER: Final = (0xC0, 0xC1, *range(0xF5, 0x100))  # bytes that UTF-8 does not use
 BYTE_ORDER: Final = (*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE))
 
 
@@ -202,11 +203,10 @@ class Tokenizer:
         plain, starts = self._normalized_places(text)
         data = utf8(plain)
         character = np.cumsum((data & 0xC0) != 0x80) - 1  # byte → character
-        ends = np.cumsum([len(self.tokens[i]) for i in ids], dtype=np.int64)
-        places = []
-        for begin, end in zip(np.append(0, ends[:-1]), ends, strict=True):
-            places.append((starts[character[begin]][0], starts[character[end - 1]][1]))
-        return ids, places
+        sizes = np.array([len(self.tokens[i]) for i in ids], np.int64)
+        ends = np.cumsum(sizes)
+        first, last = character[ends - sizes], character[ends - 1]
+        return ids, [(starts[a][0], starts[b][1]) for a, b in zip(first, last, strict=True)]
 
     def _normalized_places(self, text: str) -> tuple[str, list[tuple[int, int]]]:
         """The normalized text, and for each of its characters the characters of `text` it came from. Nothing combines
@@ -310,12 +310,12 @@ class Tokenizer:
         twice = [t for i, t in enumerate(self.tokens) if t and i not in outside and ids[t] != i]
         if twice:
             raise VocabularyError(f"the token {twice[0]!r} stands twice in the vocabulary: every token has one id")
-        missing = [b for b in range(256) if bytes([b]) not in ids]
+        missing = [b for b in range(256) if bytes([b]) not in ids and b not in NEVER]
         if missing:
-            raise VocabularyError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs all 256")
+            raise VocabularyError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs every byte")
         self.joined = self._join_merges(ids)
         slots = 1 << (2 * len(self.merges) + 2).bit_length()
-        byte_ids = np.array([ids[bytes([b])] for b in range(256)], np.int32)
+        byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
         pairs = _Pairs(byte_ids, np.zeros(slots, np.int64), np.zeros(slots, np.int64))
         _fill_pairs(pairs, self.merges, self.joined)
         if not self.whole_pieces:

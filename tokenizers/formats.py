@@ -152,7 +152,7 @@ def _content(token: Any) -> str | None:
 
 
 def _check_model(file: Path, model: Mapping[str, Any]) -> None:
-    kind = model.get("type", "BPE" if "merges" in model else None)
+    kind = model.get("type", "BPE" if "merges" in model else "without merges")
     if kind != "BPE":
         raise TokenizerFileError(f"{file}: the model is {kind}, only byte-level BPE is supported")
     for key, harmless in _MODEL_DEFAULTS.items():

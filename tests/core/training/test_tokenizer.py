@@ -1,0 +1,102 @@
+"""The stage: what it reads, what it writes, that it does nothing twice; its verb and its view."""
+
+import json
+
+import pytest
+
+from luthier.core.artifacts import read_manifest
+from luthier.core.data.conversations import CHATML_TEMPLATE
+from luthier.core.errors import ArtifactError, ConfigError, InputError
+from luthier.core.show.tokenizer import show_tokenizer
+from luthier.core.training.tokenizer import TokenizerConfig, train_tokenizer
+from luthier.scripts.train_tokenizer import main
+from luthier.tokenizers.bpe import VocabularyError
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import load_tokenizer
+from tokenizers import Tokenizer as HuggingFace
+
+TEXT = "The soundboard is spruce, and the soundboard is thin. Straße 12, 13, 14.\n" * 4
+SMALL = TokenizerConfig(vocab_size=320)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path / "a.txt"
+
+
+def test_trains_writes_and_is_done(text_file, tmp_path, capsys):
+    out = tmp_path / "tokenizer"
+    summary = train_tokenizer([text_file], out, SMALL)
+    assert (summary.vocab_size, summary.texts, summary.bytes) == (load_tokenizer(out).vocab_size, 1, len(TEXT.encode()))
+    assert "bytes a token" in str(summary)
+    tokenizer = load_tokenizer(out)
+    assert tokenizer.merges.tolist() == train_bpe([TEXT], 320).merges.tolist()
+    assert summary.tokens == tokenizer.count(TEXT)
+    assert tokenizer.chat_template == CHATML_TEMPLATE
+    assert HuggingFace.from_file(str(out / "tokenizer.json")).encode(TEXT).ids == tokenizer.encode(TEXT).tolist()
+    manifest = read_manifest(out, "train-tokenizer")
+    assert [d["path"] for d in manifest["documents"]] == ["a.txt"]
+    before = (out / "manifest.json").stat().st_mtime_ns
+    assert train_tokenizer([text_file], out, SMALL) == summary
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    assert "is up to date" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="holds different work"):
+        train_tokenizer([text_file], out, TokenizerConfig(vocab_size=280))
+    assert train_tokenizer([text_file], out, TokenizerConfig(vocab_size=280), overwrite=True).vocab_size == 280
+
+
+def test_held_out_and_volatile_documents_are_not_read(tmp_path):
+    """A corpus' validation and volatile documents change no merge."""
+    rows = [("train", "stable", "alpha alpha alpha"), ("validation", "stable", "beta beta beta")]
+    rows += [("train", "volatile", "gamma gamma gamma")]
+    corpus = tmp_path / "corpus"
+    _corpus(corpus, rows)
+    train_tokenizer([corpus], tmp_path / "tokenizer", SMALL)
+    expected = train_bpe(["alpha alpha alpha"], 320)
+    assert load_tokenizer(tmp_path / "tokenizer").tokens == expected.tokens
+
+
+def _corpus(folder, rows):
+    from dataclasses import asdict
+
+    from luthier.core.artifacts import Artifact, write_jsonl
+    from luthier.core.data.corpus import Document, Source
+
+    with Artifact(folder, "collect", {}, {}) as work:
+        documents = [
+            asdict(Document(str(i), text, Source(f"{i}.txt", "0", "text/plain"), kind=kind, split=split))
+            for i, (split, kind, text) in enumerate(rows)
+        ]
+        write_jsonl(work.folder / "documents.jsonl", documents)
+        write_jsonl(work.folder / "rejected.jsonl", [])
+
+
+def test_what_cannot_be_used_writes_nothing(text_file, tmp_path):
+    out = tmp_path / "tokenizer"
+    with pytest.raises(VocabularyError, match="vocab_size 100 is too small"):
+        train_tokenizer([text_file], out, TokenizerConfig(vocab_size=100))
+    with pytest.raises(ValueError, match="not a regular expression"):
+        train_tokenizer([text_file], out, TokenizerConfig(pattern="("))
+    with pytest.raises(InputError, match="no such file"):
+        train_tokenizer([tmp_path / "missing"], out, SMALL)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="not UTF-8 at byte 3"):
+        train_tokenizer([tmp_path / "latin.txt"], out, SMALL)
+    with pytest.raises(ConfigError, match="endoftext"):
+        TokenizerConfig(special_tokens=("<x>",))
+    assert not out.exists()
+
+
+def test_verb_and_view(text_file, tmp_path, capsys):
+    out = tmp_path / "tokenizer"
+    arguments = [str(text_file), "--vocab-size", "320", "--out", str(out), "--tiktoken", str(tmp_path / "t.tiktoken")]
+    assert main(arguments) == 0
+    assert (tmp_path / "t.tiktoken").is_file()
+    assert "ids" in capsys.readouterr().out
+    show_tokenizer(out, "The soundboard<|im_end|>")
+    shown = capsys.readouterr().out
+    assert "a byte-level BPE tokenizer of" in shown
+    assert "<|im_start|> 1" in shown
+    assert "2:<|im_end|>" in shown
+    assert json.loads((out / "training.json").read_text())["wanted"] == 320

@@ -1,0 +1,122 @@
+"""Training: merges equal to Hugging Face's BpeTrainer and to the textbook, and Wikipedia's example by hand."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.tokenizers.bpe import VocabularyError
+from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, count_words, merges_by_the_book, train_bpe
+from luthier.tokenizers.formats import spell, unspell
+from luthier.tokenizers.pretokenize import PATTERNS, PatternError
+from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HuggingFace
+
+DATA = os.environ.get("LUTHIER_TEST_DATA")
+
+
+def hugging_face(texts, vocab_size, pattern, special_tokens=SPECIAL_TOKENS, min_frequency=2):
+    tokenizer = HuggingFace(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(PATTERNS.get(pattern, pattern)), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def merged(tokenizer) -> list[tuple[bytes, bytes]]:
+    return [(tokenizer.tokens[a], tokenizer.tokens[b]) for a, b in tokenizer.merges.tolist()]
+
+
+def assert_equal(mine, theirs):
+    assert merged(mine) == [(unspell(a), unspell(b)) for a, b in theirs["merges"]]
+    names = {i: text for text, i in mine.special_tokens.items()}
+    assert {names.get(i) or spell(t): i for i, t in enumerate(mine.tokens)} == theirs["vocab"]
+
+
+def test_wikipedias_example():
+    """aaabdaaabac: the pair aa occurs four times and becomes Z. Then ab occurs twice as Z·a·b: of Za and ab, equally
+    frequent, the pair of smaller ids is taken, ab = Y. Then ZY, twice: X. XdXac is left, no pair occurs twice."""
+    tokenizer = train_bpe(["aaabdaaabac"], 1000, special_tokens=(), pattern="gpt2")
+    assert merged(tokenizer) == [(b"a", b"a"), (b"a", b"b"), (b"aa", b"ab")]
+    ids = tokenizer.encode_ordinary("aaabdaaabac")
+    assert [tokenizer.tokens[i] for i in ids] == [b"aaab", b"d", b"aaab", b"a", b"c"]
+
+
+def test_layout_of_ids():
+    tokenizer = train_bpe(["ab ab"], 300)
+    assert tokenizer.tokens[:4] == [t.encode() for t in SPECIAL_TOKENS]
+    assert tokenizer.tokens[4:7] == [b"!", b'"', b"#"]
+    assert tokenizer.tokens[259] == b"\xad"
+    assert tokenizer.tokens[260:] == [b"ab"]  # " ab" occurs once
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (0, 3)
+
+
+texts_of_runs = st.lists(st.text(st.sampled_from("aab- =\n"), max_size=40), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=texts_of_runs, min_frequency=st.integers(1, 3))
+def test_small_texts_equal_hugging_face(texts, min_frequency):
+    """Runs of one letter are where a token may come about in two ways."""
+    mine = train_bpe(texts, 330, pattern="gpt2", min_frequency=min_frequency)
+    assert_equal(mine, hugging_face(texts, 330, "gpt2", min_frequency=min_frequency))
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from("abcde éß中"), max_size=30), max_size=6))
+def test_textbook_gives_the_same_merges(texts):
+    """Where no token comes about in two ways the plain loop and the fast path are one."""
+    mine = train_bpe(texts, 300, special_tokens=(), pattern="llama3")
+    book = merges_by_the_book(texts, 300, "llama3")
+    if len({a + b for a, b in book}) == len(book):
+        assert merged(mine) == book
+
+
+def test_counting_words_grows_its_table():
+    rng = np.random.default_rng(0)
+    words = ["".join(chr(97 + c) for c in rng.integers(0, 26, 8)) for _ in range(40_000)]
+    found, counts = count_words([" ".join(words[:1000]), " ".join(words)], "gpt2")
+    assert dict(zip(found, counts.tolist(), strict=True)) == _counted([" ".join(words[:1000]), " ".join(words)])
+
+
+def _counted(texts):
+    from collections import Counter
+
+    from luthier.tokenizers.pretokenize import split
+
+    return Counter(piece.encode() for text in texts for piece in split(text, "gpt2"))
+
+
+@pytest.mark.skipif(not DATA, reason="LUTHIER_TEST_DATA is not set")
+@pytest.mark.parametrize(("kind", "pattern"), [("english", "llama3"), ("code", "gpt2"), ("multilingual", "o200k")])
+def test_real_text_equals_hugging_face(kind, pattern):
+    text = Path(DATA or "", "text", f"{kind}.txt").read_text(encoding="utf-8")[:400_000]
+    texts = [text[i : i + 20_000] for i in range(0, len(text), 20_000)]
+    assert_equal(train_bpe(texts, 4000, pattern=pattern), hugging_face(texts, 4000, pattern))
+
+
+def test_own_pattern_equals_hugging_face():
+    texts = ["one two three two two three", "x1y2 x1y2"]
+    assert_equal(train_bpe(texts, 290, pattern=r"\w+| "), hugging_face(texts, 290, r"\w+| "))
+
+
+def test_what_cannot_be():
+    with pytest.raises(VocabularyError, match="vocab_size 259 is too small: 256 bytes and 4 special tokens need 260"):
+        train_bpe(["a"], 259)
+    with pytest.raises(VocabularyError, match="must be different"):
+        train_bpe(["a"], 300, special_tokens=("<x>", "<x>"))
+    with pytest.raises(PatternError):
+        train_bpe(["a"], 300, pattern="[")
+    assert train_bpe([], 300).vocab_size == 260
