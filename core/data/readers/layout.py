@@ -30,6 +30,9 @@ __all__ = ["Paragraph", "Segment", "arrange", "is_rtl"]
 BULLET = re.compile(r"^\s*(?:[-*•‣▪●○◦·–—■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])(?:\s|$)")
 GLYPH = re.compile(r"^\s*[*•‣▪●○◦·■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]\s*")
 
+# PDFium puts the spaces around a Latin word in an Arabic line both before it
+MISPLACED = re.compile(r"  ([A-Za-z0-9][A-Za-z0-9.+#-]*)(?=[\u0600-\u06ff])")
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -120,17 +123,20 @@ def _regions(segments: list[Segment], height: float) -> list[list[Segment]]:
     if gutter is None:
         return [segments]
     x = (gutter[0] + gutter[1]) / 2
-    across = [s for s in segments if s.x0 < x < s.x1 and s.x1 - s.x0 > 2 * s.size]
-    across += _edges([s for s in segments if s not in across], height)
+    crossing = [s for s in segments if s.x0 < x < s.x1 and s.x1 - s.x0 > 2 * s.size]
+    beside = [s for s in segments if s not in crossing]
+    insets = [s for s in crossing if any(_overlap(s.y0, s.y1, t.y0, t.y1) > 0.5 for t in beside)]
+    across = [s for s in crossing if s not in insets] + _edges(beside, height)
     out: list[list[Segment]] = []
     left: list[Segment] = []
     right: list[Segment] = []
     wide: list[Segment] = []
+    inset: list[Segment] = []  # a caption between the columns, which the text flows around
 
     def flush_columns() -> None:
-        for side in (left, right):
+        for side in (left, right, inset):
             if side:
-                out.extend(_regions(side.copy(), height))
+                out.extend([side.copy()] if side is inset else _regions(side.copy(), height))
                 side.clear()
 
     def flush_wide() -> None:
@@ -138,9 +144,11 @@ def _regions(segments: list[Segment], height: float) -> list[list[Segment]]:
             out.append(wide.copy())
             wide.clear()
 
-    crossing = {id(s) for s in across}
+    separate, floating = {id(s) for s in across}, {id(s) for s in insets}
     for segment in sorted(segments, key=lambda s: (s.y0 + s.y1) / 2):
-        if id(segment) in crossing:
+        if id(segment) in floating:
+            inset.append(segment)
+        elif id(segment) in separate:
             flush_columns()
             wide.append(segment)
         else:
@@ -215,7 +223,7 @@ def _is_prose(left: list[Segment], right: list[Segment], *, wide: bool = False) 
         words = [len(s.text.split()) if " " in s.text.strip() else len(s.text) / 6 for s in side]
         widths = sorted(s.x1 - s.x0 for s in side)
         usual = widths[int(0.85 * (len(widths) - 1))]
-        if statistics.median(words) < 3 or (not wide and statistics.median(widths) < 0.6 * usual):
+        if statistics.median(words) < 3 or (not wide and statistics.median(widths) < 0.45 * usual):
             return False
     return True
 
@@ -374,7 +382,7 @@ def _paragraph(lines: list[Segment]) -> Paragraph:
         left = min(line.x0 for line in lines)
         wide = statistics.median((line.x1 - line.x0) / max(1, len(line.text)) for line in lines) or 1
         return Paragraph("\n".join(" " * round((s.x0 - left) / wide) + s.text for s in lines), "code", size)
-    texts = [line.text.strip() for line in lines]
+    texts = [MISPLACED.sub(r" \1 ", line.text.strip()) for line in lines]
     kind = "list" if BULLET.match(texts[0]) else "paragraph"
     texts[0] = GLYPH.sub("- ", texts[0]) if kind == "list" else texts[0]
     return Paragraph("\n".join(texts), kind, size, bold)

@@ -294,9 +294,7 @@ def _string(line: list) -> str:
     for n in range(len(out) - 1):  # the two letters of one glyph come in the order of the page
         if out[n] in ALEFS and out[n + 1] == "ل" and line[n][1:5] == line[n + 1][1:5]:
             out[n], out[n + 1] = out[n + 1], out[n]
-    text = "".join(out).replace("\ufffe", "-").replace("\ufffd", "").replace("\x00", "")
-    # PDFium puts the spaces around a Latin word in an Arabic line both before it
-    return re.sub(r"  ([A-Za-z0-9][A-Za-z0-9.+#-]*)(?=[\u0600-\u06ff])", r" \1 ", text)
+    return "".join(out).replace("\ufffe", "-").replace("\ufffd", "").replace("\x00", "")
 
 
 # ---------------------------------------------------------------- beside the text
