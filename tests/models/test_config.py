@@ -1,0 +1,93 @@
+"""Counts against the model's own tensors, and numbers that do not fit together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.models.config import (
+    ModelConfig,
+    ModelConfigError,
+    cache_bytes,
+    flops_per_token,
+    parameter_count,
+    preset,
+    presets,
+    training_bytes,
+)
+
+
+@pytest.mark.parametrize("name", list(presets))
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False}, {"model_type": "qwen2"}, {"model_type": "qwen3"}]
+)
+def test_parameter_count_is_what_the_model_has(name: str, changes: dict[str, Any]) -> None:
+    from luthier.models.transformer import Transformer
+
+    for more in ({}, {"attention_bias": True}) if changes.get("model_type") != "qwen2" else ({},):
+        config = preset(name, **changes, **more)
+        with torch.device("meta"):
+            model = Transformer(config)
+        assert parameter_count(config) == sum(p.numel() for p in model.parameters())
+
+
+def test_presets_go_from_the_demo_to_a_billion() -> None:
+    counts = [parameter_count(config) for config in presets.values()]
+    assert counts == sorted(counts) and 2.2e6 < counts[0] < 3e6 and counts[-1] > 1e9
+
+
+def test_work_of_a_model_counted_by_hand() -> None:
+    """C = 4, H = K = 1, D = 4, F = 8, L = 1, V = 10, T = 6, tied: 4·16 + 3·32 + 8 + 4 = 172 weights in layer and norm
+    and 40 in the head take 2·212 = 424 operations; attention looks at 3 keys on average: 4·4·3 = 48."""
+    config = ModelConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=6,
+    )
+    assert parameter_count(config) == 212 and parameter_count(config, embedding=False) == 172
+    assert flops_per_token(config) == 424 + 48
+    assert flops_per_token(config, context=2) == 424 + 16
+    assert cache_bytes(config, 10) == 2 * 4 * 10 * 4
+    assert training_bytes(config, 0) == 16 * 212
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"num_attention_heads": 7}, ["num_attention_heads = 7", "num_key_value_heads = 2"]),
+        ({"num_attention_heads": 10}, ["num_attention_heads = 10", "hidden_size = 192"]),
+        ({"num_attention_heads": 1}, ["num_key_value_heads = 2"]),
+        ({"num_attention_heads": 500, "num_key_value_heads": 500}, ["num_attention_heads = 500", "hidden_size = 192"]),
+        ({"head_dim": 33}, ["head_dim = 33"]),
+        ({"num_attention_heads": 64}, ["head_dim = 3"]),
+        ({"vocab_size": 0}, ["vocab_size = 0"]),
+        ({"num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
+        ({"model_type": "gpt2"}, ["model_type", "qwen3"]),
+        ({"sliding_window": 8}, ["sliding_window", "mistral"]),
+        ({"attention_bias": True, "model_type": "qwen2"}, ["attention_bias", "qwen2"]),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(changes: dict[str, Any], fields: list[str]) -> None:
+    with pytest.raises(ModelConfigError) as error:
+        replace(ModelConfig(), **changes)
+    assert all(field in str(error.value) for field in fields), error.value
+
+
+def test_an_unknown_preset_is_told_those_there_are() -> None:
+    with pytest.raises(ModelConfigError, match=r"demo \(2 M\)"):
+        preset("huge")
+
+
+def test_the_module_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, luthier.models.config; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
