@@ -37,6 +37,7 @@ __all__ = ["Trained", "Vectors", "VectorsError", "load_vectors"]
 TABLE = "vectors.safetensors"
 VOCABULARY = "vocabulary.jsonl"
 BLOCK = 65_536  # rows a block of the search: 64 MB for 256 numbers a row
+SMALLEST = np.float32(1e-12)
 
 
 class VectorsError(ValueError):
@@ -93,11 +94,11 @@ class Vectors:
 
     @cached_property
     def norms(self) -> np.ndarray:
-        """Length of every row, float32 [V]."""
-        return np.concatenate([np.linalg.norm(block, axis=1) for block in self._blocks()] or [np.zeros(0, np.float32)])
-
-    def _blocks(self) -> list[np.ndarray]:
-        return [self.vectors[start : start + BLOCK] for start in range(0, len(self), BLOCK)]
+        """Length of every row, float32 [V]; never zero, so that a row of zeros is near to nothing."""
+        norms = np.empty(len(self), np.float32)
+        for start in range(0, len(self), BLOCK):
+            norms[start : start + BLOCK] = np.linalg.norm(self.vectors[start : start + BLOCK], axis=1)
+        return np.maximum(norms, SMALLEST)
 
     def __contains__(self, token: str) -> bool:
         return token in self.rows
@@ -126,16 +127,17 @@ class Vectors:
 
     def nearest(self, query: np.ndarray, topn: int = 10, without: Sequence[int] = ()) -> list[tuple[int, float]]:
         """(row, cosine) of the `topn` rows nearest to a vector, best first; the rows `without` are left out."""
-        query = np.asarray(query, np.float32) / max(float(np.linalg.norm(query)), 1e-12)
-        rows, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        for number, block in enumerate(self._blocks()):
-            start = number * BLOCK
-            cosine = block @ query / np.maximum(self.norms[start : start + len(block)], 1e-12)
-            cosine[[row - start for row in without if 0 <= row - start < len(block)]] = -np.inf
-            best = np.argpartition(-cosine, min(topn, len(block) - 1))[:topn]
-            rows, scores = np.append(rows, best + start), np.append(scores, cosine[best])
-        order = np.lexsort((rows, -scores))[:topn]
-        return [(int(rows[n]), float(scores[n])) for n in order if scores[n] > -np.inf]
+        query = np.asarray(query, np.float32) / np.float32(max(float(np.linalg.norm(query)), SMALLEST))
+        found: list[tuple[float, int]] = []
+        for start in range(0, len(self), BLOCK):
+            cosine = self.vectors[start : start + BLOCK] @ query
+            cosine /= self.norms[start : start + BLOCK]
+            for row in without:
+                if 0 <= row - start < len(cosine):
+                    cosine[row - start] = -np.inf
+            best = np.argpartition(cosine, max(len(cosine) - topn, 0))[-topn:]
+            found += [(-score, start + row) for score, row in zip(cosine[best].tolist(), best.tolist(), strict=True)]
+        return [(row, -score) for score, row in sorted(found)[:topn] if score < np.inf]
 
     def most_similar(
         self, positive: str | Sequence[str], negative: str | Sequence[str] = (), topn: int = 10
@@ -146,7 +148,7 @@ class Vectors:
         if not rows:
             raise VectorsError("no token given: name at least one to be near to")
         signs = np.array([1.0] * len(plus) + [-1.0] * len(minus), np.float32)
-        units = self.vectors[rows] / np.maximum(self.norms[rows], 1e-12)[:, None]
+        units = self.vectors[rows] / self.norms[rows][:, None]
         return [(self.tokens[row], score) for row, score in self.nearest(signs @ units / len(rows), topn, rows)]
 
     def analogy(self, a: str, b: str, c: str, topn: int = 10) -> list[tuple[str, float]]:

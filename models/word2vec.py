@@ -35,7 +35,7 @@ from luthier.models.vectors import Trained, VectorsError
 
 __all__ = ["alias_table", "skipgram", "skipgram_plain", "train_word2vec"]
 
-ROUND = 4_000_000  # words between two looks at the loss
+ROUND = 100_000  # words a thread trains between two looks at the loss; short, so that threads stay close in the text
 
 # One stream of chance for both twins: Knuth's 64-bit linear congruential generator, its upper 53 bits as a number < 1.
 MULTIPLIER, INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
@@ -220,8 +220,8 @@ def train_word2vec(
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(epochs):
-            for start in range(0, len(rows), ROUND):
-                cuts = np.linspace(start, min(start + ROUND, len(rows)), workers + 1).astype(int).tolist()
+            for start in range(0, len(rows), ROUND * workers):
+                cuts = np.linspace(start, min(start + ROUND * workers, len(rows)), workers + 1).astype(int).tolist()
                 rate = alpha + (min_alpha - alpha) * done / total
                 done += cuts[-1] - start
                 end_rate = alpha + (min_alpha - alpha) * done / total

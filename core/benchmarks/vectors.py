@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from luthier.core.benchmarks.timing import Row, rate_row, seconds_in_turn
 from luthier.core.console import say
 from luthier.core.errors import InputError
 from luthier.core.training.vectors import words
-from luthier.models.glove import Cooccurrences, adagrad_plain, count_pairs, train_glove
+from luthier.models.glove import Cooccurrences, adagrad, adagrad_plain, count_pairs, train_glove
 from luthier.models.vectors import Vectors
 from luthier.models.word2vec import train_word2vec
 
@@ -52,7 +54,7 @@ class Text(NamedTuple):
     def sentences(self) -> list[list[str]]:
         """The documents as gensim wants them, long ones cut."""
         cut = []
-        for start, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+        for start, end in pairwise(self.offsets):
             document = [self.words[row] for row in self.rows[start:end]]
             cut += [document[at : at + SENTENCE] for at in range(0, len(document), SENTENCE)]
         return cut
@@ -79,7 +81,7 @@ def _read(file: Path | None) -> Text:
     documents, room = [], MOST
     for text in texts:
         documents.append(words(text[:room]))
-        room -= len(documents[-1]) and len(text[:room])
+        room -= len(text)
         if room <= 0:
             break
     vocabulary, counts = np.unique([w for d in documents for w in d] or [""], return_counts=True)
@@ -177,9 +179,9 @@ def _glove(source: Text, repeats: int) -> Row:
     say("GloVe")
     pairs = count_pairs(source.rows, source.offsets, len(source.counts), window=WINDOW)
     part = Cooccurrences(*(column[:2000] for column in pairs))
-    once = {"vector_size": SIZE, "iterations": 1}
-    losses = [train_glove(part, len(source.counts), **once, **k).losses[0] for k in ({}, {"kernel": adagrad_plain})]
-    taken = seconds_in_turn({"ours": lambda: train_glove(pairs, len(source.counts), **once)}, repeats)
+    once = partial(train_glove, size=len(source.counts), vector_size=SIZE, iterations=1)
+    losses = [once(part, kernel=kernel).losses[0] for kernel in (adagrad, adagrad_plain)]
+    taken = seconds_in_turn({"ours": lambda: once(pairs)}, repeats)
     case = f"GloVe {SIZE}, {len(pairs.x):,} pairs, ordering them included, 1 thread"
     equal = abs(losses[0] / losses[1] - 1) < 1e-4
     return rate_row(case, "pairs/s", len(pairs.x), taken["ours"], "none", [], equal)
