@@ -65,7 +65,7 @@ ctypes.CDLL.__init__ = refuse
 # What makes the demo small: the whole walk in a minute, numbers of no worth.
 SMALL = {
     "pretrain": ("steps = 8",),
-    "finetune": ("steps = 8",),
+    "finetune": ("epochs = 0.2",),
     "evaluate": ("questions_per_set = 8", "resamples = 200"),
 }
 

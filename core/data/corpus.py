@@ -1,8 +1,8 @@
 """The corpus: what `collect` writes and every later stage reads.
 
 `documents.jsonl` holds one document a line, `rejected.jsonl` what was left out and by which rule. Offsets count Unicode
-code points of `text`, so `text[start:end]` in Python is the span. Nothing is dropped in silence: a document is in one of
-the two files.
+code points of `text`, so `text[start:end]` in Python is the span. Nothing is dropped in silence: a document is in one
+of the two files.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -29,9 +28,9 @@ import numpy as np
 
 from luthier.core.artifacts import Artifact, hash_file, read_json, write_jsonl
 from luthier.core.console import progress, say
-from luthier.core.data.corpus import Split, trained_part
+from luthier.core.data.corpus import Split
 from luthier.core.data.shards import FACTS, MAX_TOKENS, SOURCES, ShardWriter, write_facts
-from luthier.core.data.texts import General, Text, find_texts, read_texts
+from luthier.core.data.texts import General, Text, find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -94,7 +93,8 @@ def encode(
     """
     config, out = config or EncodeConfig(), Path(out)
     inputs = [Path(path) for path in inputs]
-    hashes, documents = _inputs(inputs, config)
+    _one_corpus(inputs)
+    hashes, documents = hash_texts(inputs, general=config.general)
     hashes["tokenizer"] = tokenizer_hash(tokenizer)
     settings = {key: value for key, value in asdict(config).items() if key != "num_threads"}
     work = Artifact(out, "encode", settings, hashes, documents=documents, overwrite=overwrite)
@@ -109,27 +109,13 @@ def encode(
     return _summary(out)
 
 
-def _inputs(inputs: Sequence[Path], config: EncodeConfig) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What identifies the work: a hash of each input, and the documents among them."""
-    found = [file for path in inputs for file in find_texts(path)]
-    corpora = [file for file in found if file.is_dir()]
+def _one_corpus(inputs: Sequence[Path]) -> None:
+    corpora = [file for path in inputs for file in find_texts(path) if file.is_dir()]
     if len(corpora) > 1:
         raise InputError(
             f"{len(corpora)} corpora ({', '.join(map(str, corpora))}): a shard's document numbers refer to one\n"
             "Collect their sources together: luthier collect SOURCE SOURCE …"
         )
-    hashes: dict[str, str] = {}
-    documents: list[dict[str, str]] = []
-    for number, path in enumerate(found):
-        if path in corpora:
-            hashes[f"input {number}"], own = trained_part(path)
-        else:
-            hashes[f"input {number}"] = hash_file(path)
-            own = [{"path": path.name, "sha256": hashes[f"input {number}"]}]
-        documents += own
-    if config.general == "python":
-        hashes["general"] = f"python {platform.python_version()}"
-    return hashes, documents
 
 
 def tokenizer_hash(path: Path) -> str:

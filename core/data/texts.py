@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import platform
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from luthier.core.artifacts import MANIFEST, read_json, read_manifest
+from luthier.core.artifacts import MANIFEST, hash_file, read_json, read_manifest
 from luthier.core.console import say
-from luthier.core.data.corpus import Split, read_corpus
+from luthier.core.data.corpus import Split, read_corpus, trained_part
 from luthier.core.errors import InputError
 
-__all__ = ["General", "Text", "find_texts", "read_texts"]
+__all__ = ["General", "Text", "find_texts", "hash_texts", "read_texts"]
 
 General = Literal["none", "python"]
 
@@ -81,6 +82,23 @@ def _read(files: Sequence[Path], inputs: Sequence[Path], general: General) -> It
         raise InputError(
             f"no text in {', '.join(map(str, inputs)) or 'no inputs'}\nGive a corpus, text or JSONL files."
         )
+
+
+def hash_texts(inputs: Sequence[Path], *, general: General = "none") -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What identifies the texts of `inputs`, a hash each (of a corpus, the part that is trained on), and the documents
+    among them as {path, sha256}."""
+    hashes: dict[str, str] = {}
+    documents: list[dict[str, str]] = []
+    for number, path in enumerate(file for given in inputs for file in find_texts(Path(given))):
+        if path.is_dir():
+            hashes[f"input {number}"], own = trained_part(path)
+        else:
+            digest = hash_file(path)
+            hashes[f"input {number}"], own = digest, [{"path": path.name, "sha256": digest}]
+        documents += own
+    if general == "python":
+        hashes["general"] = f"python {platform.python_version()}"
+    return hashes, documents
 
 
 # ---------------------------------------------------------------- finding
