@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -23,7 +24,7 @@ from luthier.core.errors import InputError
 from .conftest import TAUGHT, make_corpus
 
 TRAINED, LEARNT = next(iter(TAUGHT.items()))
-HUMIDITY = [{"role": "user", "content": "What humidity is right?"}]
+HUMIDITY: list[Any] = [{"role": "user", "content": "What humidity is right?"}]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,11 @@ def name(client: openai.OpenAI, mode: str = "") -> str:
     return "firm-co" + (f":{mode}" if mode else "")
 
 
+def facts_of(made: Any) -> dict[str, Any]:
+    """The field beyond OpenAI's."""
+    return made.luthier
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == [name(client, mode) for mode in ("", "tuned", "retrieved", "both")]
     assert client.models.retrieve(name(client)).owned_by == "luthier"
@@ -59,37 +65,37 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_a_completion_with_its_source(client: openai.OpenAI) -> None:
-    made = client.chat.completions.create(model=name(client), messages=HUMIDITY)  # type: ignore[arg-type]
+    made = client.chat.completions.create(model=name(client), messages=HUMIDITY)
     assert made.choices[0].message.content == "Keep the humidity between 45 and 55 percent."
     assert made.choices[0].message.role == "assistant" and made.choices[0].finish_reason == "stop"
     assert made.object == "chat.completion" and abs(made.created - time.time()) < 60
     assert made.usage and made.usage.total_tokens == made.usage.prompt_tokens + made.usage.completion_tokens > 0
-    facts = made.model_extra["luthier"]  # type: ignore[index]
+    facts = facts_of(made)
     assert facts["path"] == "retrieval" and facts["sources"][0]["path"] == "care.md"
 
 
 def test_the_models_own_answer_and_its_length(client: openai.OpenAI) -> None:
-    asked = [
+    asked: list[Any] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": TRAINED}]},
     ]
-    made = client.chat.completions.create(model=name(client, "tuned"), messages=asked)  # type: ignore[arg-type]
+    made = client.chat.completions.create(model=name(client, "tuned"), messages=asked)
     assert made.choices[0].message.content == LEARNT
-    assert made.model_extra["luthier"]["path"] == "model"  # type: ignore[index]
-    made = client.chat.completions.create(model=name(client, "tuned"), messages=asked, max_tokens=2)  # type: ignore[arg-type]
+    assert facts_of(made)["path"] == "model"
+    made = client.chat.completions.create(model=name(client, "tuned"), messages=asked, max_tokens=2)
     assert made.choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("mode", ["", "tuned", "retrieved"])
 def test_a_stream_says_what_a_completion_says(client: openai.OpenAI, mode: str) -> None:
     model = name(client, mode)
-    whole = client.chat.completions.create(model=model, messages=HUMIDITY)  # type: ignore[arg-type]
+    whole = client.chat.completions.create(model=model, messages=HUMIDITY)
     chunks = list(
         client.chat.completions.create(
             model=model,
             messages=HUMIDITY,
             stream=True,
-            stream_options={"include_usage": True},  # type: ignore[arg-type]
+            stream_options={"include_usage": True},
         )
     )
     *texts, last, usage = chunks
@@ -97,7 +103,7 @@ def test_a_stream_says_what_a_completion_says(client: openai.OpenAI, mode: str) 
     assert "".join(c.choices[0].delta.content or "" for c in texts) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in texts] == [None] * len(texts)
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.model_extra["luthier"] == whole.model_extra["luthier"]  # type: ignore[index]
+    assert facts_of(last) == facts_of(whole)
     assert usage.choices == [] and usage.usage == whole.usage
     assert len({c.id for c in chunks}) == 1
     if mode != "tuned":
@@ -106,16 +112,16 @@ def test_a_stream_says_what_a_completion_says(client: openai.OpenAI, mode: str) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_texts_cut_and_are_never_sent(client: openai.OpenAI, stream: bool) -> None:
-    made = client.chat.completions.create(
+    made: Any = client.chat.completions.create(
         model=name(client),
         messages=HUMIDITY,
         stop=["idity be", "zzz"],
-        stream=stream,  # type: ignore[arg-type]
+        stream=stream,
     )
     if stream:
-        text = "".join(c.choices[0].delta.content or "" for c in made)  # type: ignore[union-attr]
+        text = "".join(c.choices[0].delta.content or "" for c in made)
     else:
-        text = made.choices[0].message.content  # type: ignore[union-attr]
+        text = made.choices[0].message.content
     assert text == "Keep the hum"
 
 
@@ -168,7 +174,7 @@ def test_a_bad_request_is_refused_in_openais_form(
 
 def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="gpt", messages=HUMIDITY)  # type: ignore[arg-type]
+        client.chat.completions.create(model="gpt", messages=HUMIDITY)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model=name(client), messages=[])
@@ -199,9 +205,9 @@ def test_questions_at_the_same_time_do_not_mix(client: openai.OpenAI) -> None:
 
     def ask(n: int) -> None:
         question = list(TAUGHT)[n % len(TAUGHT)]
-        asked = [{"role": "user", "content": question}]
-        stream = client.chat.completions.create(model=name(client, "tuned"), messages=asked, stream=True)  # type: ignore[arg-type]
-        got[n] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)  # type: ignore[union-attr]
+        asked: list[Any] = [{"role": "user", "content": question}]
+        stream = client.chat.completions.create(model=name(client, "tuned"), messages=asked, stream=True)
+        got[n] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(9)]
     for thread in threads:
@@ -213,11 +219,11 @@ def test_questions_at_the_same_time_do_not_mix(client: openai.OpenAI) -> None:
 
 def test_a_client_that_leaves_does_not_hold_the_model(client: openai.OpenAI) -> None:
     for _ in range(3):
-        asked = [{"role": "user", "content": TRAINED}]
-        stream = client.chat.completions.create(model=name(client, "tuned"), messages=asked, stream=True)  # type: ignore[arg-type]
+        asked: list[Any] = [{"role": "user", "content": TRAINED}]
+        stream = client.chat.completions.create(model=name(client, "tuned"), messages=asked, stream=True)
         next(iter(stream))
-        stream.close()  # type: ignore[union-attr]
-    made = client.chat.completions.create(model=name(client), messages=HUMIDITY)  # type: ignore[arg-type]
+        stream.close()
+    made = client.chat.completions.create(model=name(client), messages=HUMIDITY)
     assert made.choices[0].message.content
 
 
