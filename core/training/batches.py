@@ -152,7 +152,8 @@ def pack(examples: Sequence[Example], row: int, pad_id: int) -> Batch:
             span = slice(at, at + len(e))
             ids[b, span], labels[b, span], document[b, span] = e.ids, e.labels, e.document + number
             at, number = at + len(e), number + int(e.document[-1]) + 1
-    return Batch(*map(torch.from_numpy, (ids, labels, document)), tuple(e.source for e in examples))
+    tensors = [torch.from_numpy(array) for array in (ids, labels, document)]
+    return Batch(tensors[0], tensors[1], tensors[2], tuple(e.source for e in examples))
 
 
 def _fill(examples: Sequence[Example], rows: int) -> list[list[int]]:

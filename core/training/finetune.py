@@ -17,7 +17,7 @@ billion parameters (about 5e-5 at C = 2,048).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,7 +70,7 @@ class FinetuneConfig:
     save_every: float = 30.0
     """Seconds between checkpoints, from which an interrupted run goes on; no effect on the result."""
     threads: int = 0
-    """CPU threads; 0: all cores."""
+    """CPU threads; 0: OMP_NUM_THREADS, or all cores. Another number gives another rounding."""
     seed: int = 0
     """Seed of the order of the examples and of their variations."""
 
@@ -124,6 +124,7 @@ def finetune(
     shards made with the model's tokenizer. Raises TrainingError if nothing in `data` can be trained on.
     """
     from luthier.core.training.examples import read_wordings
+    from luthier.core.training.pretrain import settings
 
     config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
     if not (model / "config.json").is_file():
@@ -134,7 +135,7 @@ def finetune(
     files = [path / "questions.jsonl" if path.is_dir() else path for path in data]
     inputs: dict[str, Path | str | None] = {f"data {i}": path for i, path in enumerate(files)}
     inputs |= {"model": model, "replay": None if replay is None else Path(replay)}
-    work = Artifact(out, "finetune", asdict(config), inputs, overwrite=overwrite)
+    work = Artifact(out, "finetune", settings(config), inputs, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
         return FinetuneSummary(Path(out), changed=False)

@@ -36,6 +36,8 @@ __all__ = ["AdamW", "Muon", "make_optimizers", "newton_schulz"]
 # Jordan's coefficients: steepest at zero, so small singular values grow fastest; the end lies between 0.7 and 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
+each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
+
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay; groups may override lr and weight_decay."""
@@ -64,14 +66,14 @@ class AdamW(torch.optim.Optimizer):
             state["step"] += 1
         t, (beta1, beta2), lr = int(states[0]["step"]), group["betas"], group["lr"]
         m, v = [s["m"] for s in states], [s["v"] for s in states]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        scale = torch._foreach_sqrt(v)
-        torch._foreach_div_(scale, (1 - beta2**t) ** 0.5)
-        torch._foreach_add_(scale, group["eps"])
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(weights, m, scale, -lr / (1 - beta1**t))
+        each._foreach_lerp_(m, grads, 1 - beta1)
+        each._foreach_mul_(v, beta2)
+        each._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        scale = each._foreach_sqrt(v)
+        each._foreach_div_(scale, (1 - beta2**t) ** 0.5)
+        each._foreach_add_(scale, group["eps"])
+        each._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        each._foreach_addcdiv_(weights, m, scale, -lr / (1 - beta1**t))
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
@@ -107,15 +109,15 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum"] for p in weights]
-            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            updates = torch._foreach_lerp(grads, buffers, group["momentum"])
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            each._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = each._foreach_lerp(grads, buffers, group["momentum"])
+            each._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             for same in _by_shape(weights):
                 rows, columns = weights[same[0]].shape
                 size = 0.2 * max(rows, columns) ** 0.5
                 turned = newton_schulz(torch.stack([updates[i] for i in same]), dtype=group["dtype"])
                 turned = turned.to(weights[same[0]].dtype)
-                torch._foreach_add_([weights[i] for i in same], list(turned), alpha=-group["lr"] * size)
+                each._foreach_add_([weights[i] for i in same], list(turned), alpha=-group["lr"] * size)
 
 
 def newton_schulz(updates: Tensor, *, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class PretrainConfig:
     save_every: float = 30.0
     """Seconds between checkpoints, from which an interrupted run goes on; no effect on the result."""
     threads: int = 0
-    """CPU threads; 0: all cores."""
+    """CPU threads; 0: OMP_NUM_THREADS, or all cores. Another number gives another rounding."""
     seed: int = 0
     """Seed of weights and data order."""
 
@@ -153,7 +153,7 @@ def pretrain(
         _same_tokenizer(train, Path(tokenizer))
     shape = model_config(config, train.vocab_size)
     inputs = {"shards": Path(shards), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
-    work = Artifact(out, "pretrain", asdict(config), inputs, overwrite=overwrite)
+    work = Artifact(out, "pretrain", settings(config), inputs, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
         return PretrainSummary(Path(out), changed=False)
@@ -242,7 +242,7 @@ def _path(path: Path | None) -> Path | None:
 
 
 def use_machine(threads: int) -> None:
-    """Threads as asked for (0: all cores), and freed memory kept."""
+    """Threads as asked for (0: OMP_NUM_THREADS, or the cores this process may use), and freed memory kept."""
     import os
 
     import torch
@@ -250,7 +250,14 @@ def use_machine(threads: int) -> None:
     from luthier.core.training.allocator import keep_freed_memory
 
     keep_freed_memory()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and asked != "0" else cores) or 1)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What identifies the work: all settings but those that change nothing in the result."""
+    return {name: value for name, value in asdict(config).items() if name != "save_every"}
 
 
 def _start_from(model: Any, folder: Path) -> None:
@@ -317,7 +324,9 @@ def _say_plan(
 
     tokens = config.batch_size * config.context
     passes = steps * config.batch_size * (1 - share) / len(own)
-    others = f", {general.total:,} of general text ({share:.0%} of the windows)" if share else ""
+    others = (
+        f", {general.total:,} of general text ({share:.0%} of the windows)" if general is not None and share else ""
+    )
     work = 3 * flops_per_token(shape, config.context) * tokens * steps
     say(
         f"  model        {parameter_count(shape):,} parameters: {shape.num_hidden_layers} layers of width "

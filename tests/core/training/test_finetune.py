@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from luthier.core.data.questions import wording
 from luthier.core.data.shards import write_shards
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.batches import IGNORED, chance
-from luthier.core.training.examples import encode_wording, read_wordings, vary
+from luthier.core.training.examples import Wording, encode_wording, read_wordings, vary
 from luthier.core.training.finetune import FinetuneConfig, batches, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.models.checkpoints import load_model
@@ -35,6 +36,11 @@ ROWS = [
 ]
 
 
+def row_of(w: Wording) -> dict[str, Any]:
+    assert w.row is not None
+    return w.row
+
+
 def write_rows(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -49,7 +55,12 @@ def base(tmp_path_factory):
     save_tokenizer(tokenizer, folder / "tokenizer")
     ids = [tokenizer.encode_ordinary(text) for _ in range(3)]
     shards = write_shards(folder / "shards", ids, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    tiny = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tiny: dict[str, Any] = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = PretrainConfig(**tiny, num_key_value_heads=1, context=32, batch_size=4, steps=10, threads=1)
     pretrain(shards, folder / "model", config, tokenizer=folder / "tokenizer")
     return folder
@@ -57,7 +68,7 @@ def base(tmp_path_factory):
 
 def test_only_stable_training_pairs_and_no_held_out_wording(tmp_path):
     found = read_wordings([write_rows(tmp_path / "q.jsonl", ROWS)])
-    asked = [w.row["question"] for w in found.wordings]
+    asked = [row_of(w)["question"] for w in found.wordings]
     assert asked == [
         "What wood is the top?",
         "Which wood is used for the top?",
@@ -65,9 +76,9 @@ def test_only_stable_training_pairs_and_no_held_out_wording(tmp_path):
         "When do strings wear?",
         "What does a set-up cost?",
     ]
-    assert [w.row["question"] for w in found.held_out] == ["The top is made of what?"]
+    assert [row_of(w)["question"] for w in found.held_out] == ["The top is made of what?"]
     assert found.pairs == 3 and sum(found.left_out.values()) == 3
-    assert found.wordings[0].row["facts"] == ["spruce"] and found.wordings[0].row["language"] == "en"
+    assert row_of(found.wordings[0])["facts"] == ["spruce"] and row_of(found.wordings[0])["language"] == "en"
 
 
 def test_conversations_join_the_pairs(tmp_path):
@@ -85,7 +96,7 @@ def test_labels_are_the_answer_and_its_end(base):
     for w in found.wordings:
         example = encode_wording(tokenizer, w.messages, w.source)
         trained = example.labels[example.labels != IGNORED]
-        assert tokenizer.decode(trained) == w.row["answer"] + "<|im_end|>"
+        assert tokenizer.decode(trained) == row_of(w)["answer"] + "<|im_end|>"
         prompt = encode_prompt(tokenizer, w.messages[:1])
         assert example.ids[: len(prompt)].tolist() == prompt.tolist()
         assert (example.labels[len(prompt) - 1 :] != IGNORED).all() and example.labels[-1] in stop_ids(tokenizer)

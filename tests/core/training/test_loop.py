@@ -66,6 +66,7 @@ def test_micro_batches_change_nothing(tmp_path, rows):
     for piece in split_rows(batch, rows):
         (loop.next_token_loss(pieces, piece) / batch.trained).backward()
     for p, q in zip(whole.parameters(), pieces.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
         assert float((p.grad - q.grad).norm() / p.grad.norm()) < 1e-6
     one, _ = run(tmp_path / "whole")
     many, _ = run(tmp_path / "pieces", micro_batch=rows)

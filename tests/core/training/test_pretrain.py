@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from luthier.core.training.pretrain import PretrainConfig, pretrain, sources
 from luthier.models.checkpoints import load_model
 from luthier.models.vectors import Vectors
 
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 1,
@@ -56,6 +57,8 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
         pretrain(shards, tmp_path / name, PretrainConfig(**TINY, steps=5, save_every=spacing))
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    again = pretrain(shards, tmp_path / "a", PretrainConfig(**TINY, steps=5, save_every=77.0))
+    assert not again.changed  # how often checkpoints are written is no other work
 
 
 def test_own_and_general_text_mix_by_share(tmp_path):
@@ -67,7 +70,7 @@ def test_own_and_general_text_mix_by_share(tmp_path):
     shards = Shards(tmp_path, "train", tokens, offsets, lines, 2, 0, "")
     shards.__dict__["names"] = [f"d{i}" for i in range(103)]
     own, general = sources(shards, context=10, seed=0)
-    assert own.total == 60 and general.total == 2000
+    assert general is not None and own.total == 60 and general.total == 2000
     kinds = [mixed(own, general, 0.4, i).labels.mean() for i in range(100)]
     assert sorted(set(kinds)) == [0.0, 1.0] and kinds.count(1.0) == 40
     assert sum(kinds[:10]) == 4
