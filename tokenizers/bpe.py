@@ -243,8 +243,8 @@ class Tokenizer:
             cache = self._caches.pop()
         except IndexError:
             cache = _words(CACHE_PIECES, CACHE_PIECES * 16, CACHE_PIECES * 4)
-        longest = int(np.diff(ends, prepend=0).max(initial=SHORT))
-        count = _encode(data, ends, self._pairs, self._whole, cache, np.empty((6, longest), np.int64), ids)
+        room = np.empty((6, _longest(ends)), np.int64)
+        count = _encode(data, ends, self._pairs, self._whole, cache, room, ids)
         self._caches.append(cache)
         return ids[:count].copy() if 2 * count < len(ids) else ids[:count]
 
@@ -283,13 +283,13 @@ class Tokenizer:
             return b""
         if not np.issubdtype(numbers.dtype, np.integer):
             raise TokenIdError(f"ids are whole numbers, not {numbers.dtype}")
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= len(self.tokens)))
-        if len(wrong):
+        if numbers.min() < 0 or numbers.max() >= len(self.tokens):
+            wrong = np.flatnonzero((numbers < 0) | (numbers >= len(self.tokens)))
             raise TokenIdError(
                 f"id {numbers[wrong[0]]} at position {wrong[0]} is out of range: the tokenizer has ids 0 to "
                 f"{len(self.tokens) - 1}"
             )
-        return b"".join([self.tokens[i] for i in numbers.tolist()])
+        return b"".join(map(self.tokens.__getitem__, numbers.tolist()))
 
     def decode(self, ids: Iterable[int] | npt.NDArray[Any], errors: str = "replace") -> str:
         """The text of the tokens; bytes that are not UTF-8 become � unless `errors` says otherwise."""
@@ -347,7 +347,7 @@ class Tokenizer:
 _outer = njit(cache=True, nogil=True, _nrt=False)
 _inner = njit(cache=True, nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-CACHE_PIECES: Final = 1 << 17  # pieces that a thread remembers, 12 MB when full; then it starts afresh
+CACHE_PIECES: Final = 1 << 17  # pieces that a thread remembers, 16 MB when full; then it starts afresh
 SHORT: Final = 64  # bytes; longer pieces go through the heap and are not remembered
 
 
@@ -361,29 +361,25 @@ class _Pairs(NamedTuple):
 
 
 class _Words(NamedTuple):
-    """Pieces and their ids. Hash table: `hashes` with the lowest bit set, 0 where free; `entries` the piece's number e;
-    its bytes are `letters[starts[e] : starts[e + 1]]`, its ids `ids[firsts[e] : firsts[e + 1]]`; `used` how many."""
+    """Pieces and their ids. Hash table whose slots hold what a look-up needs side by side, in one line of the
+    processor's cache: hash with the lowest bit set (0 where free), place in `letters`, place in `ids`, bytes << 32 |
+    number of ids. `used` is how many pieces, letters and ids there are."""
 
-    hashes: npt.NDArray[np.uint64]
-    entries: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int64]
-    firsts: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.uint64]  # [slots, 4]
     letters: npt.NDArray[np.uint8]
     ids: Ids
     used: npt.NDArray[np.int64]
+    pieces: npt.NDArray[np.int64]  # [1]: how many pieces fit
 
 
 def _words(pieces: int, letters: int, ids: int) -> _Words:
     """An empty table with room for so many pieces, letters and ids in all."""
-    slots = 1 << (2 * pieces).bit_length()
     return _Words(
-        np.zeros(slots, np.uint64),
-        np.zeros(slots, np.int32),
-        np.zeros(pieces + 1, np.int64),
-        np.zeros(pieces + 1, np.int64),
+        np.zeros((1 << (2 * pieces).bit_length(), 4), np.uint64),
         np.empty(letters, np.uint8),
         np.empty(ids, np.int32),
-        np.zeros(1, np.int64),
+        np.zeros(3, np.int64),
+        np.array([pieces], np.int64),
     )
 
 
@@ -424,42 +420,51 @@ def _hash(data, begin, end):
 @_inner
 def _word_slot(words, h, data, begin, end):
     """The slot of a piece, or the free one where it would go."""
-    mask = np.uint64(len(words.hashes) - 1)
+    mask = np.uint64(len(words.slots) - 1)
     s = (h >> np.uint64(1)) & mask
-    while words.hashes[s]:
-        if words.hashes[s] == h:
-            e = words.entries[s]
-            start = words.starts[e]
-            i = 0
-            if words.starts[e + 1] - start == end - begin:
-                while i < end - begin and words.letters[start + i] == data[begin + i]:
-                    i += 1
-                if i == end - begin:
-                    break
+    while words.slots[s, 0]:
+        if words.slots[s, 0] == h and np.int64(words.slots[s, 3] >> np.uint64(32)) == end - begin:
+            start, i = words.slots[s, 1], np.uint64(begin)
+            while i < np.uint64(end) and words.letters[start] == data[i]:
+                start, i = start + np.uint64(1), i + np.uint64(1)
+            if i == np.uint64(end):
+                break
         s = (s + np.uint64(1)) & mask
     return s
 
 
 @_inner
+def _copy_ids(words, s, out, o):
+    """Write the ids of the piece in slot s to out[o:]; returns where they end."""
+    first = words.slots[s, 2]
+    for i in range(np.int64(words.slots[s, 3] & np.uint64(0xFFFFFFFF))):
+        out[o] = words.ids[first + np.uint64(i)]
+        o += 1
+    return o
+
+
+@_inner
 def _remember(words, s, h, data, begin, end, ids, first, last):
     """Put a piece and its ids, ids[first:last], into the free slot s. A full table is emptied first."""
-    e = words.used[0]
+    size, count = end - begin, last - first
     if (
-        e + 1 >= len(words.starts)
-        or words.starts[e] + end - begin > len(words.letters)
-        or words.firsts[e] + last - first > len(words.ids)
+        words.used[0] >= words.pieces[0]
+        or words.used[1] + size > len(words.letters)
+        or words.used[2] + count > len(words.ids)
     ):
-        words.hashes[:] = 0
-        e = words.used[0] = 0
+        words.slots[:] = 0
+        words.used[:] = 0
         s = _word_slot(words, h, data, begin, end)
-    for i in range(end - begin):
-        words.letters[words.starts[e] + i] = data[begin + i]
-    for i in range(last - first):
-        words.ids[words.firsts[e] + i] = ids[first + i]
-    words.starts[e + 1] = words.starts[e] + end - begin
-    words.firsts[e + 1] = words.firsts[e] + last - first
-    words.hashes[s], words.entries[s] = h, e
-    words.used[0] = e + 1
+    letter, place = words.used[1], words.used[2]
+    for i in range(size):
+        words.letters[letter + i] = data[begin + i]
+    for i in range(count):
+        words.ids[place + i] = ids[first + i]
+    words.slots[s, 0], words.slots[s, 1], words.slots[s, 2] = h, letter, place
+    words.slots[s, 3] = size << 32 | count
+    words.used[0] += 1
+    words.used[1] += size
+    words.used[2] += count
 
 
 @_outer
@@ -470,6 +475,16 @@ def _fill_words(words, letters, ends, ids):
         s = _word_slot(words, h, letters, begin, ends[k])
         _remember(words, s, h, letters, begin, ends[k], ids, k, k + 1)
         begin = ends[k]
+
+
+@_outer
+def _longest(ends):
+    """Bytes of the longest piece, at least SHORT."""
+    longest, begin = SHORT, 0
+    for k in range(len(ends)):
+        longest = max(longest, ends[k] - begin)
+        begin = ends[k]
+    return longest
 
 
 @_outer
@@ -486,11 +501,8 @@ def _encode(data, ends, pairs, whole, cache, room, out):
         else:
             h = _hash(data, begin, end)
             s = _word_slot(cache, h, data, begin, end)
-            if cache.hashes[s]:
-                e = cache.entries[s]
-                for i in range(cache.firsts[e], cache.firsts[e + 1]):
-                    out[o] = cache.ids[i]
-                    o += 1
+            if cache.slots[s, 0]:
+                o = _copy_ids(cache, s, out, o)
             else:
                 first = o
                 o = _whole_or_joined(data, begin, end, pairs, whole, room, out, o)
@@ -504,9 +516,8 @@ def _whole_or_joined(data, begin, end, pairs, whole, room, out, o):
     """Ids of one piece into out[o:]; returns where they end."""
     if whole.used[0]:
         s = _word_slot(whole, _hash(data, begin, end), data, begin, end)
-        if whole.hashes[s]:
-            out[o] = whole.ids[whole.firsts[whole.entries[s]]]
-            return o + 1
+        if whole.slots[s, 0]:
+            return _copy_ids(whole, s, out, o)
     for i in range(end - begin):
         out[o + i] = pairs.byte_ids[data[begin + i]]
     ids = out[o : o + end - begin]
