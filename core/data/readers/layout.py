@@ -251,7 +251,7 @@ def _cells(row: list[Segment], gap: float = 1.2) -> list[Segment]:
         last = cells[-1]
         between = segment.x0 - last.x1
         if between < gap * min(segment.size, last.size):
-            space = "" if between < 0.12 * last.size and not last.text.endswith(" ") else " "
+            space = "" if abs(between) < 0.12 * last.size and not last.text.endswith(" ") else " "
             size, bold = max(last.size, segment.size), last.bold and segment.bold
             text = last.text + space + segment.text
             cells[-1] = replace(last, text=text, x1=max(last.x1, segment.x1), size=size, bold=bold)
@@ -371,7 +371,7 @@ def _parts(above: Segment, line: Segment, pitch: float, left: float) -> bool:
         or above.bold != line.bold
         or above.mono != line.mono
         or bool(BULLET.match(line.text))
-        or (indented and above.text.rstrip().endswith((".", "!", "?", ":", ".”", '."')))
+        or (indented and not line.mono and above.text.rstrip().endswith((".", "!", "?", ":", ".”", '."')))
     )
 
 
@@ -406,5 +406,5 @@ def _lists(paragraphs: list[Paragraph]) -> list[Paragraph]:
 
 
 def _one_line(text: str) -> str:
-    """An item's lines as one, words broken at line ends left to be mended later."""
-    return re.sub(r"\s*\n\s*", " ", text)
+    """An item's lines as one, words broken at line ends left as they are, to be mended later."""
+    return re.sub(r"(?<![^\W\d_]-)\s*\n\s*", " ", text)

@@ -151,6 +151,10 @@ def _characters(text: Any) -> list[tuple[str, float, float, float, float, int]]:
         if 0xDC00 <= code < 0xE000:
             code = 0x10000 + ((high - 0xD800) << 10) + (code - 0xDC00) if high else 0xFFFD
         character = "\ufffe" if code in (2, 0xFFFE) else chr(code) if code else "\ufffd"
+        if (
+            0x91 <= code <= 0x97
+        ):  # quotation marks and dashes: a code of Windows' table, taken for Unicode by the file's maker
+            character = bytes([code]).decode("cp1252", "replace")
         raw.FPDFText_GetLooseCharBox(text, index, ctypes.byref(box))
         out.append((character, box.left, box.top, box.right, box.bottom, index))
     return out
@@ -213,11 +217,10 @@ def _from_characters(characters: list, text: Any, height: float) -> list[Paragra
     for line in lines:
         turn = _turn(line, text)
         (segments if turn == upright else aside).append(_segment(line, text, upright if turn == upright else turn))
-    single = sum(len(s.text.strip()) == 1 and ord(s.text.strip()[0]) > 0x2E80 for s in segments)
-    if single > 0.5 * len(segments) and single > 5:  # vertical lines: PDFium's own order
-        return [
-            Paragraph(part.strip(), "paragraph", 10) for part in text.get_text_range().split("\r\n") if part.strip()
-        ]
+    tall = sum(s.y1 - s.y0 > 2.5 * (s.x1 - s.x0) and len(s.text.strip()) > 3 for s in segments)
+    if tall > 0.5 * len(segments):  # lines from top to bottom, the first at the right
+        columns = sorted(segments, key=lambda s: (-round(s.x0), s.y0))
+        return [Paragraph("\n".join(s.text.strip() for s in columns), "paragraph", segments[0].x1 - segments[0].x0)]
     bottom = max((s.y1 for s in segments), default=0.0)
     top = min((s.y0 for s in segments), default=0.0)
     shift = -top + max(0.0, (height - (bottom - top)) / 2)
@@ -336,6 +339,9 @@ def _value(annotation: Any, key: bytes) -> str:
 def headed_blocks(pages: Sequence[Sequence[Paragraph]]) -> list[Block]:
     """Blocks of the pages' paragraphs, the large and the bold ones as headings."""
     everything = [p for page in pages for p in page]
+    if sum(len(p.text) for p in everything if p.kind == "code") > 0.5 * sum(len(p.text) for p in everything):
+        for p in everything:  # a typewriter's page, not a program
+            p.kind = "paragraph" if p.kind == "code" else p.kind
     weights: Counter[float] = Counter()
     for p in everything:
         if p.kind in ("paragraph", "list", "ocr"):

@@ -27,8 +27,8 @@ def archive(**parts: str | bytes) -> bytes:
 
 
 def ole(streams: dict[str, bytes]) -> bytes:
-    """An OLE file after [MS-CFB]: all streams under 4,096 bytes, so they lie in the mini stream; names are sorted into a
-    chain of right siblings, folders are written as `folder/stream`."""
+    """An OLE file after [MS-CFB]: all streams under 4,096 bytes, so they lie in the mini stream; names are a chain of
+    right siblings, folders are written as `folder/stream`."""
     mini, mini_fat = b"", []
     entries: list[list] = [["Root Entry", 5, 0, 0, -1, -1, -1]]  # name, kind, first, size, left, right, child
     folders = {"": 0}

@@ -1,4 +1,4 @@
-"""Mails: headers, the text that was written, attachments; and that the rule for mail pairs finds its question in them."""
+"""Mails: headers, the text that was written, attachments; and the rule for mail pairs finds its question in them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def test_headers_text_and_attachments() -> None:
     assert texts(found) == [
         (
             "header",
-            "From: Anna Berg <anna@x.example>\nTo: shop@x.example\nDate: 2024-03-04 09:15\nSubject: Über den Hals\n"
-            "Attachments: Preise für März.csv, plan.pdf, Inner_ one_two.eml",
+            (
+                "From: Anna Berg <anna@x.example>\nTo: shop@x.example\nDate: 2024-03-04 09:15\nSubject: Über den Hals\n"
+                "Attachments: Preise für März.csv, plan.pdf, Inner_ one_two.eml"
+            ),
         ),
         ("paragraph", "Guten Tag,"),
         ("paragraph", "ich frage wegen des Halses – größer?"),

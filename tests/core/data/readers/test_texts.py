@@ -1,4 +1,4 @@
-"""Plain text, Markdown, web pages, CSV and rich text: structure on small pages where the right answer is written down."""
+"""Plain text, Markdown, web pages, CSV and rich text: structure on small pages whose right answer is written down."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_utf8_is_never_taken_for_anything_else(text: str) -> None:
 
 
 def test_plain_text() -> None:
-    text = "Care guide\n==========\n\nKeep it dry.\nAlways.\n\n* strings\n* a cloth\n  of cotton\n\n-----\n\n1. Open\n2. Look"
+    text = "Care guide\n==========\n\nKeep it dry.\nAlways.\n\n* strings\n* a cloth\n  of cotton"
+    text += "\n\n-----\n\n1. Open\n2. Look"
     assert kinds(read("a.txt", text)) == [
         ("heading1", "Care guide"),
         ("paragraph", "Keep it dry.\nAlways."),
@@ -221,7 +222,8 @@ def test_csv_as_people_write_it() -> None:
 def test_rich_text() -> None:
     rtf = (
         rb"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator x;}{\info{\title T}}\f0 Caf\'e9 \u8364?5\par "
-        rb"{\b bold} and \{braces\}\line next\par\trowd a\cell b\cell\row\trowd c\cell d\cell\row\pard end\u-10179?\u-8704?}"
+        rb"{\b bold} and \{braces\}\line next\par\trowd a\cell b\cell\row\trowd c\cell d\cell\row\pard "
+        rb"end\u-10179?\u-8704?}"
     )
     assert kinds(read("a.rtf", rtf)) == [
         ("paragraph", "Café €5"),
