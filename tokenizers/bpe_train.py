@@ -369,7 +369,7 @@ def _start(state):
     """Count all pairs of all words."""
     for w in range(len(state.starts)):
         for i in range(state.starts[w], state.starts[w] + state.lengths[w] - 1):
-            _change(state, state.symbols[i], state.symbols[i + 1], state.weights[w], w)
+            _change(state, np.int64(state.symbols[i]), np.int64(state.symbols[i + 1]), state.weights[w], w)
     _push_touched(state)
 
 
@@ -436,7 +436,7 @@ def _apply(state, left, right, new):
     """Join the pair that was popped in every word of its list, and count what that changes around it."""
     node = state.heap_list[state.used[2]]
     while node >= 0:
-        w = state.node_word[node]
+        w = np.int64(state.node_word[node])
         node = state.node_next[node]
         start, length, amount = state.starts[w], state.lengths[w], state.weights[w]
         symbols = state.symbols[start : start + length]
@@ -444,11 +444,11 @@ def _apply(state, left, right, new):
         while i < length:
             if i + 1 < length and symbols[i] == left and symbols[i + 1] == right:
                 if out:
-                    _change(state, symbols[out - 1], left, -amount, w)
-                    _change(state, symbols[out - 1], new, amount, w)
+                    _change(state, np.int64(symbols[out - 1]), left, -amount, w)
+                    _change(state, np.int64(symbols[out - 1]), new, amount, w)
                 if i + 2 < length:
-                    _change(state, right, symbols[i + 2], -amount, w)
-                    _change(state, new, symbols[i + 2], amount, w)
+                    _change(state, right, np.int64(symbols[i + 2]), -amount, w)
+                    _change(state, new, np.int64(symbols[i + 2]), amount, w)
                 symbols[out] = new
                 i += 2
             else:
