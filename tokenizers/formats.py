@@ -358,12 +358,10 @@ def load_tiktoken(
 def _all_pairs(by_rank: Mapping[int, bytes]) -> np.ndarray:
     """Every pair of tokens whose bytes together are a token, in order of that token's rank."""
     ids = {token: rank for rank, token in by_rank.items()}
-    get = ids.get
     pairs = []
     for _, token in sorted(by_rank.items()):
         for cut in range(1, len(token)):
-            left, right = get(token[:cut]), get(token[cut:])
-            if left is not None and right is not None:
+            if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None:
                 pairs.append((left, right))
     return np.array(pairs, np.int32).reshape(-1, 2)
 
