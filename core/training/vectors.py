@@ -77,7 +77,7 @@ class VectorsConfig:
     """glove: AdaGrad's learning rate."""
     workers: int = 1
     """Threads; 0: one a core. One gives the same bits every time; several share the table without a lock (HOGWILD),
-    which is as good and faster, but no two runs are alike."""
+    which is faster, but no two runs are alike, and the commonest words of a small text differ most."""
     seed: int = 0
     """Starts the stream of chance: first vectors, noise, order."""
 
