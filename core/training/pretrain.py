@@ -51,7 +51,7 @@ class PretrainConfig:
     """Key and value heads of a layer; divides num_attention_heads."""
     context: int = 256
     """Tokens a window. The model's max_position_embeddings is the preset's, or this where it is longer."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Windows a step."""
     micro_batch: int = 0
     """Most windows at once, to fit memory; 0: all. The result is the same up to rounding."""
@@ -65,8 +65,8 @@ class PretrainConfig:
     """Share of the windows that is general text, where the shards hold any (0 to below 1)."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all."""
-    learning_rate: float = 4e-3
-    """Highest learning rate; the same for Muon and AdamW."""
+    learning_rate: float = 1e-2
+    """Highest learning rate; the same for Muon and AdamW. Measured for small models; wider ones want less."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05

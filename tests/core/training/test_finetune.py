@@ -1,6 +1,7 @@
 """Fine-tuning: what is trained and what never is, batches as functions of the step, and answers word for word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from luthier.core.training.batches import IGNORED, chance
 from luthier.core.training.examples import Wording, encode_wording, read_wordings, vary
 from luthier.core.training.finetune import FinetuneConfig, batches, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
-from luthier.models.checkpoints import load_model
+from luthier.models.checkpoints import load_model, save_model
+from luthier.models.config import preset
 from luthier.models.generate import generate
+from luthier.models.transformer import Transformer
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
 
@@ -161,3 +164,21 @@ def test_it_refuses_without_pairs_and_says_why(base, tmp_path):
     with pytest.raises(InputError, match=r"another tokenizer"):
         other = write_shards(tmp_path / "other", [np.arange(20)], vocab_size=99, eos_id=0)
         finetune(base / "model", [write_rows(tmp_path / "q.jsonl", ROWS)], tmp_path / "u", replay=other)
+
+
+def test_a_foreign_folder_without_chat_tokens_is_tuned_too(tmp_path, capsys):
+    """As a base model from elsewhere: only an end-of-text token, an embedding padded beyond the tokenizer's size."""
+    text = " ".join(f"{r['question']} {r['answer']}" for r in ROWS)
+    tokenizer = train_bpe([text] * 4, 300, special_tokens=("<|endoftext|>",))
+    save_tokenizer(tokenizer, tmp_path / "base")
+    shape = preset("demo", vocab_size=320, hidden_size=36, intermediate_size=48, num_hidden_layers=1)
+    save_model(Transformer(shape), tmp_path / "base")
+    rows = write_rows(tmp_path / "q.jsonl", ROWS)
+    done = finetune(tmp_path / "base", [rows], tmp_path / "tuned", FinetuneConfig(epochs=2, batch_size=4, threads=1))
+    assert done.steps == 4 and "<|im_start|>assistant" in capsys.readouterr().err
+    tuned = load_tokenizer(tmp_path / "tuned")
+    assert stop_ids(tuned) == (tuned.eos_id,) and tuned.chat_template is not None
+    assert "<|im_end|>" not in tuned.chat_template
+    save_model(Transformer(replace(shape, vocab_size=290)), tmp_path / "base")
+    with pytest.raises(InputError, match="its tokenizer has 300 tokens, its model only 290"):
+        finetune(tmp_path / "base", [rows], tmp_path / "other")
