@@ -40,6 +40,7 @@ from luthier.models.vectors import Trained, VectorsError
 __all__ = ["Cooccurrences", "Diverged", "adagrad", "adagrad_plain", "count_pairs", "count_pairs_plain", "train_glove"]
 
 TILE = 512  # words
+ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
 BLOCK = 1_000_000  # words counted at once: window · 8 MB
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back
 
@@ -198,10 +199,10 @@ def train_glove(
     report: Callable[[int, float], object] = lambda pairs, loss: None,
 ) -> Trained:
     """Learn vectors [size, vector_size] from counts. Names as in the paper and in Stanford's program; `kernel` is
-    `adagrad` or its plain twin; `report(pairs, loss)` is called after each iteration.
+    `adagrad` or its plain twin; `report(pairs, loss)` is called now and then with the loss of the iteration so far.
 
-    The losses are J divided by the number of pairs, before each iteration's end. Raises VectorsError for settings that
-    cannot be, Diverged naming the pair."""
+    The losses are J divided by the number of pairs, each pair's share as it was when visited. Raises VectorsError for
+    settings that cannot be, Diverged naming the pair."""
     for name, value in {"vector_size": vector_size, "iterations": iterations, "workers": workers}.items():
         if value < 1:
             raise VectorsError(f"{name} = {value}: expected at least 1")
@@ -216,18 +217,21 @@ def train_glove(
     b = np.ones((size, 4), np.float32)
     for table in (W[:, :vector_size], C[:, :vector_size], b[:, :2]):
         table[:] = (rng.random(table.shape, np.float32) - 0.5) / (vector_size + 1)
-    cuts = np.linspace(0, len(x), workers + 1).astype(int).tolist()
+    fixed = (W, C, GW, GC, b, np.float32(eta))
     losses = []
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(iterations):
-            args = (W, C, GW, GC, b, np.float32(eta))
-            results = [pool.submit(kernel, i, j, log_x, f, cuts[n], cuts[n + 1], *args) for n in range(workers)]
-            for _, n in [r.result() for r in results]:
-                if n >= 0:
-                    product = float(W[i[n]] @ C[j[n]] + b[i[n], 0] + b[j[n], 1])
-                    raise Diverged(int(i[n]), int(j[n]), float(x[n]), product)
-            losses.append(float(sum(r.result()[0] for r in results) / len(x)))
-            report(len(x), losses[-1])
+            total = 0.0
+            for start in range(0, len(x), ROUND * workers):
+                cuts = np.linspace(start, min(start + ROUND * workers, len(x)), workers + 1).astype(int).tolist()
+                results = [pool.submit(kernel, i, j, log_x, f, *cut, *fixed) for cut in pairwise(cuts)]
+                for loss, n in [r.result() for r in results]:
+                    if n >= 0:
+                        product = float(W[i[n]] @ C[j[n]] + b[i[n], 0] + b[j[n], 1])
+                        raise Diverged(int(i[n]), int(j[n]), float(x[n]), product)
+                    total += float(loss)
+                report(cuts[-1] - start, total / cuts[-1])
+            losses.append(total / len(x))
     vectors = W[:, :vector_size] + C[:, :vector_size]
     return Trained(vectors, C[:, :vector_size].copy(), losses, len(x))
 
