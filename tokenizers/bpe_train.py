@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +133,9 @@ def _join(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 # ---------------------------------------------------------------- counting words
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
-_outer = njit(cache=True, nogil=True, _nrt=False)
-_inner = njit(cache=True, nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
+_outer = njit(**_FAST)
+_inner = njit(**{**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
 
 
 class _Table(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ DATA = os.environ.get("LUTHIER_TEST_DATA")
 
 
 def hugging_face(texts, vocab_size, pattern, special_tokens=SPECIAL_TOKENS, min_frequency=2):
-    tokenizer = HuggingFace(models.BPE())
+    tokenizer: Any = HuggingFace(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(PATTERNS.get(pattern, pattern)), "isolated")
+    split = pre_tokenizers.Split(Regex(str(PATTERNS.get(pattern, pattern))), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
