@@ -30,8 +30,8 @@ __all__ = ["Paragraph", "Segment", "arrange", "is_rtl"]
 BULLET = re.compile(r"^\s*(?:[-*•‣▪●○◦·–—■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])(?:\s|$)")
 GLYPH = re.compile(r"^\s*[*•‣▪●○◦·■□➢➤✓☐☒☑\x80-\x9f\ue000-\uf8ff]\s*")
 
-# PDFium puts the spaces around a Latin word in an Arabic line both before it
-MISPLACED = re.compile(r"  ([A-Za-z0-9][A-Za-z0-9.+#-]*)(?=[\u0600-\u06ff])")
+# PDFium puts the space after a Latin word in an Arabic line before it
+MISPLACED = re.compile(r" {1,2}([A-Za-z][A-Za-z0-9.+#-]*)(?=[\u0600-\u06ff])")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ def _is_prose(left: list[Segment], right: list[Segment], *, wide: bool = False) 
     """Whether both sides are lines of running text: many, several words long, and most as long as the longer ones,
     unless the stripe between is `wide`, as between the pages of an open book."""
     for whole in (left, right):
-        side = [s for s in whole if re.search(r"[^\W\d_]", s.text)]
+        pieces = [s for s in whole if re.search(r"[^\W\d_]", s.text)]
+        side = [cell for row in _rows(pieces) for cell in _cells(row)]
         if len(side) < 4:
             return False
         words = [len(s.text.split()) if " " in s.text.strip() else len(s.text) / 6 for s in side]
@@ -251,9 +252,9 @@ def _cells(row: list[Segment], gap: float = 1.2) -> list[Segment]:
         last = cells[-1]
         between = segment.x0 - last.x1
         if between < gap * min(segment.size, last.size):
-            space = "" if abs(between) < 0.12 * last.size and not last.text.endswith(" ") else " "
+            parted = last.text.endswith(" ") or abs(between) < 0.12 * last.size
             size, bold = max(last.size, segment.size), last.bold and segment.bold
-            text = last.text + space + segment.text
+            text = last.text + ("" if parted else " ") + segment.text
             cells[-1] = replace(last, text=text, x1=max(last.x1, segment.x1), size=size, bold=bold)
         else:
             cells.append(segment)
