@@ -44,6 +44,8 @@ class Chunk:
     form: str = "sentence"
     keys: tuple[str, ...] = field(default=())
     """Questions that this chunk is known to answer."""
+    heading: str = ""
+    """The heading right above."""
 
 
 def document_chunks(document: Document) -> Iterator[Chunk]:
@@ -75,6 +77,7 @@ def _chunk(document: Document, passage: Passage, start: int, end: int, text: str
         document.kind,
         document.language,
         form,
+        heading=passage.headings[-1] if passage.headings else "",
     )
 
 

@@ -10,13 +10,16 @@ A search takes the 100 best by BM25 and the 20 nearest by cosine, exactly, block
     score = ((1 − s) · coverage + s · max(0, cosine)) · number          s = `similarity`, 0 without vectors
 
 `coverage` is the share of the question's information that the sentence holds (core/assistant/match.py), so the score
-is in [0, 1] and the same threshold means the same in every corpus. One file, read-only once built; SQLite reads only
-the pages that a query needs, so a large index costs no memory.
+is in [0, 1] and the same threshold means the same in every corpus. The order adds up to FOCUS for a chunk whose known
+question, heading or sentence speaks of nothing else: of two that cover a question alike, that one is meant.
+
+The file is read-only once built; SQLite reads only the pages that a query needs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 import threading
@@ -33,6 +36,7 @@ from luthier.core.assistant.match import (
     NO_NUMBER,
     asked_words,
     coverage,
+    focus,
     has_number,
     idf,
     same_meaning,
@@ -56,13 +60,14 @@ FORMAT = 1  # of the tables and of what goes into them
 CANDIDATES, NEIGHBOURS = 100, 20
 BLOCK = 4096  # sentence vectors a block
 KEPT_ROWS = 20_000  # chunks kept in memory once read
+FOCUS = 0.1  # what a chunk that speaks of nothing else gains in order (not in score)
 PREFIX = 5  # letters from which a stem also finds longer words
 
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, text TEXT, context TEXT, path TEXT, page INTEGER,
-                     start INTEGER, "end" INTEGER, kind TEXT, language TEXT, form TEXT, keys TEXT,
-                     text_stems TEXT, context_stems TEXT, key_stems TEXT);
+                     start INTEGER, "end" INTEGER, kind TEXT, language TEXT, form TEXT, keys TEXT, heading TEXT,
+                     text_stems TEXT, context_stems TEXT, key_stems TEXT, heading_stems TEXT);
 CREATE VIRTUAL TABLE fulltext USING fts5(text, context, keys, content='', tokenize="unicode61 remove_diacritics 2");
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab(fulltext, row);
 CREATE TABLE arrays (name TEXT, first INTEGER, rows INTEGER, columns INTEGER, data BLOB, PRIMARY KEY (name, first));
@@ -101,11 +106,12 @@ class IndexSummary:
 
 @dataclass(frozen=True)
 class Hit:
-    """One chunk found, with its score in [0, 1] and the cosine of its vector to the question's."""
+    """One chunk found: its score in [0, 1], the cosine of its vector to the question's, and its focus."""
 
     chunk: Chunk
     score: float
     cosine: float
+    focus: float
 
 
 # ---------------------------------------------------------------- building
@@ -135,6 +141,7 @@ def build_index(
         "questions": pairs_hash,
         "vectors": vectors,
         "tokenizer": ids,
+        "rules": _rules_state(),
     }
     work = Artifact(out, "index", {**asdict(config), "format": FORMAT}, inputs, overwrite=overwrite)
     if work.done:
@@ -144,6 +151,12 @@ def build_index(
             chunks = list(_chunks(corpus, config.pairs and pairs.is_file()))
             _write(work.folder, chunks, config, vectors, tokenizer)
     return summary(out)
+
+
+def _rules_state() -> str:
+    """Hash of the sources that decide what is in an index: other rules make another one."""
+    rules = (Path(__file__).with_name(name).read_bytes() for name in ("chunks.py", "index.py", "match.py"))
+    return hashlib.sha256(b"".join(rules)).hexdigest()[:16]
 
 
 def _tokenizer_file(folder: Path) -> Path:
@@ -193,9 +206,9 @@ def _make_tables(database: sqlite3.Connection) -> None:
 
 
 def _insert(database: sqlite3.Connection, number: int, c: Chunk) -> None:
-    values = (c.text, c.context, c.path, c.page, c.start, c.end, c.kind, c.language, c.form, json.dumps(c.keys))
+    values = (c.text, c.context, c.path, c.page, c.start, c.end, c.kind, c.language, c.form)
     text, context, *keys = (" ".join(stems(part)) for part in (c.text, c.context, *c.keys))
-    row = (number, *values, text, context, "\n".join(keys))
+    row = (number, *values, json.dumps(c.keys), c.heading, text, context, "\n".join(keys), " ".join(stems(c.heading)))
     database.execute(f"INSERT INTO chunks VALUES ({','.join('?' * len(row))})", row)
     columns = (number, text, context, " ".join(keys))
     database.execute("INSERT INTO fulltext(rowid, text, context, keys) VALUES (?,?,?,?)", columns)
@@ -277,7 +290,7 @@ class Index:
             weights = {word: idf(self._count(word), len(self)) for word in words}
             wanted = wants_number(question)
             hits = [self._judge(n, weights, wanted, _at(cosines_N, n)) for n in numbers]
-        hits.sort(key=lambda hit: (-_rank(hit), len(hit.chunk.text)))
+        hits.sort(key=lambda hit: (-_rank(hit), hit.chunk.path, hit.chunk.start))
         return hits[:most]
 
     def _by_words(self, words: Sequence[str]) -> list[int]:
@@ -295,16 +308,17 @@ class Index:
         return row[0] if row else 0
 
     def _judge(self, number: int, words: dict[str, float], number_wanted: bool, cosine: float) -> Hit:
-        chunk, (text, context, keys), number_there = self._row(number)
+        chunk, (text, context, keys, heading), number_there = self._row(number)
         covers = max(coverage(words, f"{text} {key}", context) for key in keys.split("\n"))
         share = self.about["similarity"]
         factor = NO_NUMBER if number_wanted and not number_there else 1.0
-        return Hit(chunk, ((1 - share) * covers + share * max(0.0, cosine)) * factor, cosine)
+        score = ((1 - share) * covers + share * max(0.0, cosine)) * factor
+        return Hit(chunk, score, cosine, focus(words, (*keys.split("\n"), heading, text)))
 
-    def _read(self, number: int) -> tuple[Chunk, tuple[str, str, str], bool]:
-        """A chunk, the stems of its text, context and questions, and whether it says a number."""
+    def _read(self, number: int) -> tuple[Chunk, tuple[str, str, str, str], bool]:
+        """A chunk, the stems of its text, context, questions and heading, and whether it says a number."""
         row = self._database.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone()
-        return _chunk(row), row[11:], has_number(row[1])
+        return _chunk(row), row[12:], has_number(row[1])
 
     def _cosines(self, question: str) -> np.ndarray | None:
         """The cosine of every chunk's vector to the question's, exactly, block by block; None without vectors."""
@@ -333,12 +347,12 @@ def _at(cosines_N: np.ndarray | None, number: int) -> float:
 
 
 def _rank(hit: Hit) -> float:
-    """Order among hits: by score, and of two alike the known answer first."""
-    return round(hit.score, 6) + 0.01 * (hit.chunk.form == "pair")
+    """Order among hits: by score and focus, and of two alike the known answer first."""
+    return round(hit.score + FOCUS * hit.focus, 6) + 0.01 * (hit.chunk.form == "pair")
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    return Chunk(*row[1:10], keys=tuple(json.loads(row[10])))
+    return Chunk(*row[1:10], keys=tuple(json.loads(row[10])), heading=row[11])
 
 
 def summary(folder: Path) -> IndexSummary:

@@ -20,12 +20,23 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from luthier.core.data.sentences import content_words
+from luthier.core.data.sentences import STOP_WORDS
 
-__all__ = ["NO_NUMBER", "asked_words", "coverage", "has_number", "idf", "same_meaning", "stem", "stems", "wants_number"]
+__all__ = [
+    "NO_NUMBER",
+    "asked_words",
+    "coverage",
+    "focus",
+    "has_number",
+    "idf",
+    "same_meaning",
+    "stem",
+    "stems",
+    "wants_number",
+]
 
 IN_TEXT, IN_CONTEXT, BY_MEANING, IN_COMPOUND = 1.0, 0.9, 0.8, 0.7
 NO_NUMBER = 0.8  # where the question wants a number or a time and the sentence has none
@@ -99,10 +110,19 @@ def stem(word: str) -> str:
     return plain[:-1] if len(plain) > 3 and plain[-1] == plain[-2] else plain
 
 
+WORD = re.compile(r"\d+(?:[.,:/]\d+)+|[^\W_]+(?:[-’'][^\W_]+)*")
+
+
+def telling_words(text: str) -> list[str]:
+    """The words in lower case without function words and single letters; numbers whole, `3/4` as `3x4`."""
+    words = (re.sub(r"(?<=\d)[.,:/](?=\d)", "x", w) for w in WORD.findall(text.casefold()))
+    return [w for w in words if (len(w) > 1 or w.isdigit()) and w not in STOP_WORDS]
+
+
 def stems(text: str) -> list[str]:
-    """The stems of a text's content words in order; both halves of a hyphenated word too."""
+    """The stems of a text's telling words in order; both halves of a hyphenated word too."""
     out = []
-    for word in content_words(text):
+    for word in telling_words(text):
         out.append(stem(word))
         if "-" in word:
             out += [stem(part) for part in word.split("-") if len(part) > 1]
@@ -121,8 +141,8 @@ def _meanings() -> dict[str, frozenset[str]]:
 
 
 def asked_words(question: str) -> list[str]:
-    """The stems that a sentence should cover: content words but those that only ask; all of them if none is left."""
-    words = content_words(question)
+    """The stems that a sentence should cover: telling words but those that only ask; all of them if none is left."""
+    words = telling_words(question)
     telling = [w for w in words if w not in ASKING] or words
     return list(dict.fromkeys(stem(w) for w in telling))
 
@@ -168,6 +188,13 @@ def coverage(words: Mapping[str, float], text: str, context: str) -> float:
     inside, above, joined = _sets(text, context)
     total = sum(words.values())
     return sum(idf * credit(word, inside, above, joined) for word, idf in words.items()) / total if total else 0.0
+
+
+def focus(words: Mapping[str, float], fields: Iterable[str]) -> float:
+    """How much of a field (a known question, a heading, the sentence) the question speaks of, at most 1: of two chunks
+    that cover the question alike, the one that says little else is meant."""
+    parts = (field.split() for field in fields)
+    return max((sum(w in words for w in part) / len(part) for part in parts if part), default=0.0)
 
 
 @lru_cache(maxsize=20_000)

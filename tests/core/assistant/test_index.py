@@ -19,7 +19,7 @@ from luthier.core.data.questions import Question
 from luthier.core.errors import ArtifactError, ConfigError
 from luthier.core.evaluation.metrics import normalise
 
-from .conftest import DOCUMENTS, make_document
+from .conftest import DOCUMENTS, make_corpus, make_document
 
 
 def best(index: Path, question: str):
@@ -220,3 +220,12 @@ def test_on_xquad_half_of_the_articles_answer_and_half_cannot(
     wrong = sum(bool(found) and found[0].score >= 0.45 for found in others)
     assert good / len(asked[0]) > right
     assert wrong / len(others) < false
+
+
+def test_of_two_that_cover_alike_the_one_that_was_asked_for_comes_first(tmp_path: Path) -> None:
+    """A known question word for word, and the first sentence under the heading that was named."""
+    answers = {"What is action?": "The height of the strings.", "What is the action on a ukulele?": "It is 2.5 mm."}
+    rows = [Question(str(n), question, answer) for n, (question, answer) in enumerate(reversed(answers.items()))]
+    build_index(make_corpus(tmp_path / "corpus", rows), tmp_path / "index")
+    assert best(tmp_path / "index", "What is action?").chunk.text == "The height of the strings."
+    assert best(tmp_path / "index", "What about cleaning?").chunk.text == "Wipe the strings after playing."

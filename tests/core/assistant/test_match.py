@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.core.assistant.match import asked_words, coverage, has_number, idf, stem, stems, wants_number
+from luthier.core.assistant.match import asked_words, coverage, focus, has_number, idf, stem, stems, wants_number
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,15 @@ def test_questions_for_a_number(question: str, wanted: bool) -> None:
 def test_number_words_count_as_numbers() -> None:
     assert has_number("twice a year") and has_number("am Montag") and has_number("CHF 5")
     assert not has_number("a neck is reset")
+
+
+def test_focus_is_the_share_of_the_best_field_that_the_question_speaks_of() -> None:
+    words = {"fret": 2.0, "level": 1.0}
+    assert focus(words, ["fret level", "neck"]) == 1.0
+    assert focus(words, ["fret neck spruce bow", ""]) == 0.25
+    assert focus(words, ["", " "]) == 0.0
+
+
+def test_fractions_and_single_digits_are_words() -> None:
+    assert stems("a 3/4 violin, grade 2") == ["3x4", "violin", "grad", "2"]
+    assert stems("3.50 EUR at 10:30") == ["3x50", "eur", "10x30"]
