@@ -65,8 +65,8 @@ class PretrainConfig:
     """Share of the windows that is general text, where the shards hold any (0 to below 1)."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all."""
-    learning_rate: float = 1e-2
-    """Highest learning rate; the same for Muon and AdamW. Measured for small models; wider ones want less."""
+    learning_rate: float = 0.0
+    """Highest learning rate, the same for Muon and AdamW; 0: from the model's width, 1e-2 · 192 / hidden_size."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05
@@ -87,9 +87,9 @@ class PretrainConfig:
     """Seed of weights and data order."""
 
     def __post_init__(self) -> None:
-        positive = ("context", "batch_size", "learning_rate")
-        zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm", "evaluate_every", "threads")
-        _check(self, positive, zero_or_more)
+        positive = ("context", "batch_size")
+        zero_or_more = ("micro_batch", "steps", "tokens", "learning_rate", "weight_decay", "max_grad_norm")
+        _check(self, positive, (*zero_or_more, "evaluate_every", "threads"))
         if not 0 <= self.general_share < 1:
             raise ConfigError(f"general_share = {self.general_share}: expected 0 to below 1")
         if not self.steps and not self.tokens and self.epochs <= 0:
@@ -193,7 +193,7 @@ def _run(
     _say_plan(config, shape, own, general, steps, share)
     done = fit(
         model,
-        make_optimizers(model, name=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay),
+        make_optimizers(model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay),
         batch_at,
         steps=steps,
         factor=lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
@@ -224,6 +224,13 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}
     longest = max(config.context, presets[config.model].max_position_embeddings)
     return preset(config.model, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
+
+
+def rate_of(config: PretrainConfig, shape: ModelConfig) -> float:
+    """The learning rate that is set, or the one that fits the width: measured at 128, and falling as 1 / width, as it
+    must where every layer's output is to change as much in a wide model as in a narrow one (Yang et al. 2022,
+    arXiv:2203.03466)."""
+    return config.learning_rate or 1e-2 * 192 / shape.hidden_size
 
 
 def _same_tokenizer(shards: Shards, folder: Path) -> None:
@@ -334,7 +341,8 @@ def _say_plan(
     )
     say(f"  text         {own.total:,} tokens in {len(own.chosen):,} documents{others}")
     say(f"  steps        {steps:,} of {config.batch_size} × {config.context} tokens: {passes:.1f} passes over the text")
-    say(f"  work         {steps * tokens:,} tokens, {work / 1e12:,.1f} TFLOP; {config.optimizer}, {threads_said()}")
+    say(f"  work         {steps * tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}")
+    say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
 
 
 def threads_said() -> str:

@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
     "context": 16,
     "batch_size": 8,
     "threads": 1,
+    "learning_rate": 1e-2,
 }
 
 
@@ -37,7 +38,7 @@ def shards_of(folder: Path, documents: int = 12, vocabulary: int = 40) -> Path:
 
 def test_a_tiny_model_learns_to_count(tmp_path, capsys):
     shards = shards_of(tmp_path / "shards")
-    done = pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=60, learning_rate=2e-2))
+    done = pretrain(shards, tmp_path / "model", PretrainConfig(**{**TINY, "learning_rate": 2e-2}, steps=60))
     told = capsys.readouterr().err
     assert "parameters" in told and "TFLOP" in told and "60 of 8 × 16 tokens" in told
     assert done.loss < 1.0 < np.log(40) and done.validation_loss is not None and done.validation_loss < 2.0
@@ -46,7 +47,7 @@ def test_a_tiny_model_learns_to_count(tmp_path, capsys):
     model = load_model(tmp_path / "model")
     logits = model(torch.tensor([[7, 8, 9, 10, 11]]))
     assert logits[0, -1].argmax().item() == 12
-    assert not pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=60, learning_rate=2e-2)).changed
+    assert not pretrain(shards, tmp_path / "model", PretrainConfig(**{**TINY, "learning_rate": 2e-2}, steps=60)).changed
     with pytest.raises(ArtifactError, match="different work"):
         pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=61))
 
@@ -106,14 +107,33 @@ def test_embedding_starts_from_vectors_with_the_same_spread(dim):
         assert np.allclose(cosine(weight[ids, :columns].numpy()), cosine(centred), atol=1e-4)
 
 
+def test_a_run_starts_from_a_vectors_folder(tmp_path, capsys):
+    shards = shards_of(tmp_path / "shards")
+    table = chance(4).normal(size=(38, 32)).astype(np.float32)
+    ids = np.arange(2, 40)
+    vectors = Vectors(table, [f"t{i}" for i in ids], ids, np.ones(38, np.int64), spelling="byte-level")
+    (tmp_path / "vectors").mkdir()
+    vectors.save(tmp_path / "vectors")
+    small = PretrainConfig(**{**TINY, "learning_rate": 1e-9}, steps=1)
+    pretrain(shards, tmp_path / "model", small, vectors=tmp_path / "vectors")
+    assert "38 of 40 tokens start from" in capsys.readouterr().err
+    weight = load_model(tmp_path / "model").embed_tokens.weight.detach().numpy()[2:]
+    centred = table - table.mean(0)
+    assert abs(np.corrcoef((weight @ weight.T).ravel(), (centred @ centred.T).ravel())[0, 1]) > 0.999
+    words = Vectors(table, [f"w{i}" for i in ids], ids, np.ones(38, np.int64))
+    words.save(tmp_path / "vectors")
+    with pytest.raises(InputError, match="holds no vector of a token"):
+        pretrain(shards, tmp_path / "other", small, vectors=tmp_path / "vectors")
+
+
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     shards = shards_of(tmp_path / "shards")
     with pytest.raises(ConfigError, match="no preset 'dem'; did you mean 'demo'"):
         pretrain(shards, tmp_path / "m", PretrainConfig(model="dem"))
     with pytest.raises(ValueError, match="num_attention_heads = 5"):
         pretrain(shards, tmp_path / "m", PretrainConfig(num_attention_heads=5))
-    with pytest.raises(ConfigError, match="learning_rate = 0"):
-        PretrainConfig(learning_rate=0)
+    with pytest.raises(ConfigError, match="learning_rate = -1"):
+        PretrainConfig(learning_rate=-1)
     with pytest.raises(ConfigError, match="general_share = 1"):
         PretrainConfig(general_share=1)
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
