@@ -158,8 +158,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None) -> Transformer
     Raises CheckpointError naming the file, the tensor, what was found and what was expected; nothing is half-loaded.
     """
     folder, config = Path(folder), load_config(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = Transformer(config, device="meta")
     expected = {_theirs(name): weight.shape for name, weight in model.named_parameters()}
     state: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:

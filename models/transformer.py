@@ -21,7 +21,6 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,21 +75,31 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
+        self.weight = nn.Parameter(torch.empty(size, device="meta"))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
 
-def unset(layer: type[nn.Module], *sizes: int, **options: bool) -> Any:
-    """A layer whose weights hold nothing yet; torch's own would draw them from the global generator."""
-    return nn.utils.skip_init(layer, *sizes, **options)
+class Linear(nn.Linear):
+    """A product with a weight [outputs, inputs], without memory as yet."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Leave the weight to `Transformer.init`; torch would draw it from the global generator."""
 
 
-def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A product with a weight [outputs, inputs] that holds nothing yet."""
-    return unset(nn.Linear, inputs, outputs, bias=bias)
+class Embedding(nn.Embedding):
+    """A row of `weight` [V, C] for each id, without memory as yet."""
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(count, size, device="meta")
+
+    def reset_parameters(self) -> None:
+        """See `Linear`."""
 
 
 class Attention(nn.Module):
@@ -100,10 +109,10 @@ class Attention(nn.Module):
         super().__init__()
         C, D = config.hidden_size, config.head_size
         q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
-        self.q_proj = linear(C, q, config.qkv_bias)
-        self.k_proj = linear(C, kv, config.qkv_bias)
-        self.v_proj = linear(C, kv, config.qkv_bias)
-        self.o_proj = linear(q, C, config.output_bias)
+        self.q_proj = Linear(C, q, config.qkv_bias)
+        self.k_proj = Linear(C, kv, config.qkv_bias)
+        self.v_proj = Linear(C, kv, config.qkv_bias)
+        self.o_proj = Linear(q, C, config.output_bias)
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
         self.qk_norm, self.head_dim, self.layer = config.qk_norm, D, layer
@@ -126,9 +135,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x_BTC), self.up_proj(x_BTC)))
@@ -150,18 +159,23 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder. New weights are drawn from `generator`, or from one seeded with `seed`."""
+    """The decoder. New weights are drawn from `generator`, or from one seeded with `seed`; on the device "meta" there
+    are shapes only, for weights that will be loaded."""
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, generator: torch.Generator | None = None, *, seed: int = 0, device: str = "cpu"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens: nn.Embedding = unset(nn.Embedding, config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = linear(config.hidden_size, config.vocab_size)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self._tables: tuple[Tensor, Tensor] | None = None
-        self.init(generator or torch.Generator().manual_seed(seed))
+        if device != "meta":
+            self.to_empty(device=device)
+            self.init(generator or torch.Generator(device).manual_seed(seed))
 
     @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:

@@ -76,14 +76,12 @@ def _head(console: Console, folder: Path, config: ModelConfig) -> None:
 
 def _tensors(config: ModelConfig) -> Table:
     """Every tensor's name, shape and share; layers are equal, so the first stands for all."""
-    import torch
     from rich.table import Table
 
     from luthier.models.config import parameter_count
     from luthier.models.transformer import Transformer
 
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = Transformer(config, device="meta")
     table = Table("", "tensor", box=None, padding=(0, 1), header_style="bold")
     for title in ("shape", "parameters", "share"):
         table.add_column(title, justify="right")

@@ -12,7 +12,7 @@ from torch import Tensor
 from luthier.models.config import ModelConfig, RopeScaling
 from luthier.models.transformer import Cache, ContextError, Transformer
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -1,0 +1,265 @@
+"""Folders that `transformers` wrote are read here, and ours there, with equal logits; damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.models.checkpoints import CheckpointError, load_config, load_model, save_model
+from luthier.models.config import preset
+from luthier.models.transformer import Transformer
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 89,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 2": ("Llama", {}),
+    "llama 3": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500_000.0}),
+    "smollm": ("Llama", {"tie_word_embeddings": True, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "llama with biases": ("Llama", {"attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 7, "head_dim": 20}),
+    "mistral 0.3": ("Mistral", {"sliding_window": None}),
+    "qwen 2": ("Qwen2", {}),
+    "qwen 3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+}
+
+
+def theirs(family: str) -> Any:
+    """A random model of `transformers`, weights large enough that every part matters."""
+    import transformers
+
+    name, more = FAMILIES[family]
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**SMALL | more)).eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(weight + 0.3 * noise if weight.dim() == 1 else 0.15 * noise)
+    return model
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+
+
+def distance(ours: Tensor, other: Tensor) -> float:
+    return float((ours - other).detach().abs().max() / other.detach().abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ways(family: str, tmp_path: Path) -> None:
+    """Logits and gradients within 1e-5, and no farther from float64 than twice their own distance; then back."""
+    import transformers
+
+    model, ids = theirs(family), tokens(2, 40)
+    model.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    other = model(ids).logits
+    assert distance(ours(ids), other) <= 1e-5
+
+    with torch.no_grad():
+        truth = load_model(tmp_path / "theirs", dtype=torch.float64)(ids)
+        assert distance(ours(ids), truth) <= 2 * distance(other, truth) + 1e-6
+        assert distance(model.double()(ids).logits, truth) <= 1e-5
+    model.float()
+
+    labels = tokens(2, 40).roll(-1, 1)
+    loss, count = ours.loss(ids, labels)
+    (loss / count).backward()
+    torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten()).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    for name, weight in ours.named_parameters():
+        found = gradients[name if name == "lm_head.weight" else f"model.{name}"]
+        assert weight.grad is not None and found is not None and distance(weight.grad, found) <= 1e-5, name
+
+    save_model(ours, tmp_path / "ours", eos_token_id=[1, 2], pad_token_id=0)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert type(back) is type(model)
+    assert distance(ours(ids), back(ids).logits) <= 1e-5
+    assert back.generation_config.eos_token_id == [1, 2]
+    assert load_config(tmp_path / "ours") == load_model(tmp_path / "ours").config
+
+
+def test_transformers_4_spelling_is_read(tmp_path: Path) -> None:
+    """Version 5 writes rope_parameters and dtype where version 4 wrote rope_theta, rope_scaling and torch_dtype."""
+    theirs("llama 3").save_pretrained(tmp_path)
+    new = load_config(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    rope = raw.pop("rope_parameters")
+    raw["rope_theta"] = rope.pop("rope_theta")
+    raw["rope_scaling"] = rope
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert load_config(tmp_path) == new and new.rope_scaling is not None and new.rope_theta == 500_000.0
+
+
+def test_sharded_folders_are_read_and_written(tmp_path: Path) -> None:
+    import transformers
+
+    model, ids = theirs("qwen 2"), tokens(1, 9)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 2
+    ours = load_model(tmp_path / "theirs")
+    assert distance(ours(ids), model(ids).logits) <= 1e-5
+    save_model(ours, tmp_path / "ours", most_bytes_a_file=40_000)
+    files = sorted(f.name for f in (tmp_path / "ours").iterdir())
+    assert len(files) > 5 and "model.safetensors.index.json" in files and "model.safetensors" not in files
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert distance(ours(ids), back(ids).logits) <= 1e-5
+    save_model(ours, tmp_path / "ours")  # one file now: the parts of before must not be read
+    assert sorted(f.name for f in (tmp_path / "ours").glob("model*")) == ["model.safetensors"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(load_model(tmp_path / "ours").parameters(), ours.parameters(), strict=True)
+    )
+
+
+def test_half_precision_is_kept_when_asked_for(tmp_path: Path) -> None:
+    save_model(Transformer(preset("demo", vocab_size=64)).bfloat16(), tmp_path)
+    assert load_model(tmp_path).embed_tokens.weight.dtype == torch.float32
+    model = load_model(tmp_path, dtype=torch.bfloat16)
+    assert model.embed_tokens.weight.dtype == torch.bfloat16 and bool(model(tokens(1, 5) % 64).isfinite().all())
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=1)), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), ["not a model folder", "config.json"]),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
+    "other architecture": (
+        lambda f: configure(f, architectures=["BertModel"]),
+        ["BertModel", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"],
+    ),
+    "a size missing": (
+        lambda f: (f / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
+        ["config.json", "'num_attention_heads'"],
+    ),
+    "a wrong size": (lambda f: configure(f, num_attention_heads=5), ["config.json", "num_attention_heads = 5"]),
+    "other activation": (lambda f: configure(f, hidden_act="gelu"), ["hidden_act", "gelu", "silu"]),
+    "other scaling": (lambda f: configure(f, rope_scaling={"type": "yarn"}), ["yarn", "llama3"]),
+    "quantised": (lambda f: configure(f, quantization_config={}), ["quantization_config"]),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors"]),
+    "pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        ["pytorch_model.bin", "pickle"],
+    ),
+    "cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        ["model.safetensors", "cut short"],
+    ),
+    "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["model.safetensors", "damaged"]),
+    "tensor missing": (lambda f: rewrite(f, lambda w: w.pop(DOWN)), [DOWN, "missing", "[192, 512]"]),
+    "tensor too many": (
+        lambda f: rewrite(f, lambda w: w.update({"model.layers.0.mlp.down_proj.bias": torch.ones(192)})),
+        ["model.layers.0.mlp.down_proj.bias", "no place"],
+    ),
+    "tensor of another shape": (
+        lambda f: rewrite(f, lambda w: w.update({DOWN: w[DOWN].T.contiguous()})),
+        ["model.safetensors", DOWN, "[512, 192]", "[192, 512]"],
+    ),
+    "tensor of whole numbers": (lambda f: rewrite(f, lambda w: w.update({NORM: w[NORM].int()})), [NORM, "I32", "F32"]),
+    "NaN": (lambda f: rewrite(f, lambda w: w[DOWN][3].fill_(float("nan"))), [DOWN, "512 numbers", "NaN"]),
+    "infinite": (lambda f: rewrite(f, lambda w: w[NORM][:2].fill_(float("inf"))), [NORM, "2 numbers"]),
+    "two heads": (
+        lambda f: rewrite(f, lambda w: w.update({"lm_head.weight": 2 * w["model.embed_tokens.weight"]})),
+        ["lm_head.weight", "tie_word_embeddings"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(damage: str, folder: Path) -> None:
+    hurt, words = DAMAGE[damage]
+    hurt(folder)
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    assert all(word in str(error.value) for word in words), error.value
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    save_model(Transformer(preset("demo", vocab_size=64)), tmp_path, most_bytes_a_file=1_000_000)
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=lost.name):
+        load_model(tmp_path)
+
+
+def test_a_folder_that_is_a_file_or_nothing_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "nothing"):
+        with pytest.raises(CheckpointError, match="not a model folder"):
+            load_model(path)
+
+
+def test_harmless_tensors_of_other_writers_are_passed_over(folder: Path) -> None:
+    def add(weights: dict[str, Tensor]) -> None:
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()  # tied, yet written out
+
+    before = load_model(folder)
+    rewrite(folder, add)
+    assert torch.equal(load_model(folder)(tokens(1, 4) % 64), before(tokens(1, 4) % 64))
+
+
+def test_bad_weights_are_not_written_and_a_failed_write_leaves_no_half(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folder)
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    with pytest.raises(CheckpointError, match=r"norm\.weight"):
+        save_model(model, folder)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_model(load_model(folder), copy)
+    assert not list(copy.glob(".*tmp"))
+    assert (copy / "model.safetensors").read_bytes() == before["model.safetensors"]
