@@ -345,8 +345,8 @@ class Tokenizer:
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_outer = njit(**_FAST)
-_inner = njit(**{**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_outer, _inner = njit(**_FAST), njit(**_BARE)
 
 CACHE_PIECES: Final = 1 << 17  # pieces that a thread remembers, 16 MB when full; then it starts afresh
 SHORT: Final = 64  # bytes; longer pieces go through the heap and are not remembered

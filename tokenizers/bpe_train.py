@@ -134,8 +134,8 @@ def _join(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_outer = njit(**_FAST)
-_inner = njit(**{**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_outer, _inner = njit(**_FAST), njit(**_BARE)
 
 
 class _Table(NamedTuple):

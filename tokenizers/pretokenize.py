@@ -101,8 +101,8 @@ def split(text: str, pattern: str) -> list[str]:
 # The functions below make no arrays, so Numba need not count references (`_nrt=False`: three times as fast), and only
 # the last is called from Python, so the others need no wrappers. Constants are of one type: each compiles once.
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_outer = njit(**_FAST)
-_inner = njit(**{**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_outer, _inner = njit(**_FAST), njit(**_BARE)
 
 NONE, LETTER, NUMBER, SPACE, NEWLINE, UPPER, LOWER = map(np.int64, (0, 1, 2, 4, 8, 16, 32))
 _CLASSES = {LETTER: r"\p{L}", NUMBER: r"\p{N}", SPACE: r"\s", NEWLINE: r"[\r\n]", UPPER: _UPPER, LOWER: _LOWER}
