@@ -13,8 +13,8 @@ padding gives prompts padded on the left; i − window + 1 gives a sliding windo
             ■ ■ ■ ■              . . ■ ■
 
 The fast path is PyTorch's fused attention, which shares key heads by itself. For packed rows it gets the mask: on one
-core, forward and backward of 16 rows of 4 documents of 64 tokens (H 6, K 2, D 32) take 124 ms with the mask, 178 ms with
-a call for each document, and 122 ms as plain causal rows.
+core, forward and backward of 16 rows of 4 documents of 64 tokens (H 6, K 2, D 32) take 124 ms with the mask, 178 ms
+with a call for each document, and 122 ms as plain causal rows.
 
 Legend: B batch, T queries, S keys (S ≥ T: the queries are the last T of them), H heads, K key/value heads, D head_dim.
 """
