@@ -25,7 +25,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,10 +167,16 @@ def _tokenizer_file(folder: Path) -> Path:
 
 
 def _chunks(corpus: Path, with_pairs: bool) -> Iterator[Chunk]:
+    stands: dict[tuple[str, str], Chunk] = {}
     for document in read_corpus(corpus):
-        yield from document_chunks(document)
-    if with_pairs:
-        yield from pair_chunks(read_questions(corpus))
+        for chunk in document_chunks(document):
+            stands.setdefault((chunk.path, chunk.text), chunk)
+            yield chunk
+    for pair in pair_chunks(read_questions(corpus)) if with_pairs else ():
+        there = stands.get((pair.path, pair.text))
+        # A person's pair names its document at most; where its answer is a sentence of it, that is its address.
+        found = there if there is not None and pair.end == 0 else pair
+        yield replace(pair, page=found.page, start=found.start, end=found.end)
 
 
 def _write(

@@ -229,3 +229,15 @@ def test_of_two_that_cover_alike_the_one_that_was_asked_for_comes_first(tmp_path
     build_index(make_corpus(tmp_path / "corpus", rows), tmp_path / "index")
     assert best(tmp_path / "index", "What is action?").chunk.text == "The height of the strings."
     assert best(tmp_path / "index", "What about cleaning?").chunk.text == "Wipe the strings after playing."
+
+
+def test_a_persons_answer_that_stands_in_its_document_has_its_page(tmp_path: Path) -> None:
+    answer = "The founder of the workshop is Ottilie Corvane."
+    rows = [
+        Question("1", "Whose firm?", answer, path="handbook.pdf"),
+        Question("2", "Why?", "So.", path="handbook.pdf"),
+    ]
+    build_index(make_corpus(tmp_path / "corpus", rows), tmp_path / "index")
+    found = best(tmp_path / "index", "Whose firm?").chunk
+    assert (found.form, found.page) == ("pair", 2)
+    assert make_document("handbook.pdf").text[found.start : found.end] == answer
