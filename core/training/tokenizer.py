@@ -6,16 +6,14 @@ byte measured on it would flatter. The algorithm is in `tokenizers/bpe_train.py`
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.core.artifacts import Artifact, atomic_open, hash_file, read_json, write_json
+from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
 from luthier.core.console import progress, say
-from luthier.core.data.corpus import trained_part
-from luthier.core.data.texts import find_texts, read_texts
+from luthier.core.data.texts import hash_texts, read_texts
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ def train_tokenizer(
     """
     config, out = config or TokenizerConfig(), Path(out)
     inputs = [Path(path) for path in inputs]
-    hashes, documents = _inputs(inputs, config)
+    hashes, documents = hash_texts(inputs, general=config.general)
     work = Artifact(out, "train-tokenizer", asdict(config), hashes, documents=documents, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
@@ -97,22 +95,6 @@ def train_tokenizer(
     with work:
         _write(work.folder, texts, config)
     return _summary(out)
-
-
-def _inputs(inputs: Sequence[Path], config: TokenizerConfig) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What identifies the work, a hash of each input (of a corpus, the part that is trained on), and the documents."""
-    hashes: dict[str, str] = {}
-    documents: list[dict[str, str]] = []
-    for number, path in enumerate(file for given in inputs for file in find_texts(given)):
-        if path.is_dir():
-            hashes[f"input {number}"], own = trained_part(path)
-        else:
-            hashes[f"input {number}"] = hash_file(path)
-            own = [{"path": path.name, "sha256": hashes[f"input {number}"]}]
-        documents += own
-    if config.general == "python":
-        hashes["general"] = f"python {platform.python_version()}"
-    return hashes, documents
 
 
 def _write(folder: Path, texts: Sequence[str], config: TokenizerConfig) -> None:

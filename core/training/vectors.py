@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from luthier.core.artifacts import Artifact, hash_file, read_json, read_jsonl, read_manifest, write_json, write_jsonl
+from luthier.core.artifacts import Artifact, read_json, read_jsonl, read_manifest, write_json, write_jsonl
 from luthier.core.console import progress, say
-from luthier.core.data.corpus import trained_part
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
-from luthier.core.data.texts import find_texts, read_texts
+from luthier.core.data.texts import hash_texts, read_texts
 from luthier.core.errors import ConfigError, InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def train_vectors(
     if shards and len(shards) < len(inputs):
         other = next(path for path in inputs if path not in shards)
         raise InputError(f"{shards[0]} holds token ids and {other} does not\nGive shards, or texts, not both.")
-    hashes, documents = _hash_shards(shards, tokenizer) if shards else _hash_texts(inputs)
+    hashes, documents = _hash_shards(shards, tokenizer) if shards else hash_texts(inputs)
     work = Artifact(out, "train-vectors", asdict(config), hashes, documents=documents, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
@@ -183,22 +182,6 @@ def _hash_shards(shards: Sequence[Path], tokenizer: Path | None) -> tuple[dict[s
                 "Give the tokenizer that made the shards."
             )
     return {f"input {n}": path for n, path in enumerate(shards)}, []
-
-
-def _hash_texts(inputs: Sequence[Path]) -> tuple[dict[str, Path | str | None], list[dict[str, str]]]:
-    """The inputs of work on texts, and the documents among them; volatile documents are no input."""
-    hashes: dict[str, Path | str | None] = {}
-    documents: list[dict[str, str]] = []
-    files = [file for path in inputs for file in find_texts(path)]
-    for number, file in enumerate(files):
-        if file.is_dir():
-            digest, own = trained_part(file)
-        else:
-            digest = hash_file(file)
-            own = [{"path": file.name, "sha256": digest}]
-        hashes[f"input {number}"] = digest
-        documents += own
-    return hashes, documents
 
 
 def _from_shards(shards: Sequence[Path], tokenizer: Path | None) -> Source:
