@@ -8,9 +8,9 @@ A pair is trained in every wording it has, question and phrasings, each an examp
 What is never trained: pairs of volatile documents (looked up instead), pairs of the validation split, and every
 wording that some pair holds out. A wording that is both trained somewhere and held out elsewhere counts as held out.
 
-A small model holds on to the exact words of a question. `vary` can show it each question a little differently in each
-epoch: in lower case, without its question mark, with a word left out now and then (Wei & Zou 2019, arXiv:1901.11196,
-"random deletion"). Which, is a function of (seed, epoch, example). It is off by default: several wordings a pair do more.
+A small model holds on to the exact words of a question. `vary` can show it each question a little differently in
+each epoch: in lower case, without its question mark, with a word left out now and then (Wei & Zou 2019,
+arXiv:1901.11196, "random deletion"). Which, is a function of (seed, epoch, example). It is off by default.
 """
 
 from __future__ import annotations
