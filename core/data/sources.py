@@ -30,6 +30,7 @@ __all__ = ["Extraction", "Extractions", "File", "document_id", "find_files", "re
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r"}
 LOCK_PREFIXES = (".", "~$")  # hidden files; what Word and LibreOffice lay beside a document that is open
 UNFINISHED = (".tmp", ".part", ".crdownload", ".download")
+READ_WITH = ("pypdfium2", "rapidocr", "onnxruntime", "beautifulsoup4", "lxml", "markdown-it-py", "charset-normalizer")
 ATTACHMENT_DEPTH = 4  # mails inside mails inside mails
 
 
@@ -152,7 +153,7 @@ def reader_state() -> str:
     digest = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "readers").glob("*.py")):
         digest.update(file.read_bytes())
-    for package in ("pypdfium2", "rapidocr", "onnxruntime", "beautifulsoup4", "lxml"):
+    for package in READ_WITH:
         try:
             digest.update(f"{package} {metadata.version(package)}\n".encode())
         except metadata.PackageNotFoundError:
