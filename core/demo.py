@@ -103,6 +103,7 @@ def write_notices(project: Project) -> list[Path]:
         out,
         model=project.built("tuned"),
         index=project.built("index"),
+        config=project.settings["assistant"],
         overwrite=True,
     )
     return sorted(p for p in out.iterdir() if p.suffix in (".txt", ".md"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SET_NAMES", "SYSTEM_NAMES", "table_rows", "verdict", "write_report"]
 
+PAGE = Path(__file__).with_name("report.html")
 SET_NAMES = {
     "trained": "trained questions (memorisation)",
     "paraphrase": "other wordings, by a person",
@@ -336,7 +336,7 @@ def write_report(
     if corpus is not None:
         svg, sentence = draw_tokens(models[-1], corpus)
         figures += _figure("Tokens", svg, sentence)
-    template = Template((resources.files("luthier.core.evaluation") / "report.html").read_text(encoding="utf-8"))
+    template = Template(PAGE.read_text(encoding="utf-8"))
     page = template.substitute(
         title="Before and after: what the model learned",
         lead=html.escape("Models: " + ", ".join(f"{name} ({p})" for name, p in results["models"].items())),
