@@ -41,6 +41,7 @@ __all__ = [
     "Artifact",
     "atomic_open",
     "content_hash",
+    "documents_of",
     "hash_file",
     "locked",
     "manifest_hash",
@@ -314,7 +315,7 @@ class Artifact:
                 default=str,
             )
         )
-        self.documents = [dict(d) for d in documents] or _documents_of(inputs.values())
+        self.documents = [dict(d) for d in documents] or documents_of(inputs.values())
         self.folder = _beside(self.out, "building")
         self.done = self.resumed = False
         self._stack = contextlib.ExitStack()
@@ -425,7 +426,7 @@ def run_facts(seconds: float) -> dict[str, Any]:
     }
 
 
-def _documents_of(inputs: Iterable[Path | str | None]) -> list[dict[str, str]]:
+def documents_of(inputs: Iterable[Path | str | None]) -> list[dict[str, str]]:
     """The documents that the input artefacts were made from, in order and without repeats."""
     seen: dict[str, dict[str, str]] = {}
     for path in inputs:

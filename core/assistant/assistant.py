@@ -41,7 +41,7 @@ class AssistantConfig:
 
     min_score: float = 0.45
     """Score from which a sentence is quoted, 0 to 1: the share of the question's information that it covers."""
-    min_confidence: float = 0.5
+    min_confidence: float = 0.8
     """Mean probability of its tokens from which the model's answer is given, 0 to 1; 0 gives every answer."""
     max_new_tokens: int = 80
     """Longest answer of the model, in tokens."""

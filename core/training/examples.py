@@ -15,10 +15,12 @@ arXiv:1901.11196, "random deletion"). Which, is a function of (seed, epoch, exam
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,13 @@ class Found:
     held_out: list[Wording] = field(default_factory=list)
     pairs: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def hash(self) -> str:
+        """What identifies the data: the wordings themselves, so that today's news make no tuned model stale."""
+        digest = hashlib.sha256()
+        for part in (self.wordings, self.held_out):
+            digest.update(json.dumps([[asdict(m) for m in w.messages] for w in part]).encode() + b"\0")
+        return digest.hexdigest()
 
 
 def read_wordings(data: Sequence[Path]) -> Found:

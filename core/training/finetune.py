@@ -9,9 +9,9 @@ not see each other.
 **Replay.** A model that sees nothing but questions forgets the language it learned. Windows of the pretraining shards
 are mixed in, so that `replay_share` of all trained tokens are plain text (Rolnick et al. 2019, arXiv:1811.11682).
 
-**The learning rate** follows the width C of the model where it is left at 0: 5e-3 · (192 / C)². At C = 128, 5e-3 and
-1e-2 both taught a new model of 0.6 million parameters 60 pairs in 8 epochs; the square brings the rate near what is
-usual for full fine-tuning of models of a billion parameters (about 5e-5 at C = 2,048).
+**The learning rate** follows the width C of the model where it is left at 0: 1.2e-2 · (192 / C)². At C = 192 the
+sample company's pairs are learned about twice as fast with it as with 5e-3; the square brings the rate near what is
+usual for full fine-tuning of models of a billion parameters (about 1e-4 at C = 2,048).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.artifacts import Artifact, write_jsonl
+from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneConfig", "FinetuneSummary", "finetune"]
 
-RATE = 5e-3  # learning rate at a width of 192
+RATE = 1.2e-2  # learning rate at a width of 192
 MEASURED = 64  # held-out wordings whose loss is followed while training
 
 
@@ -40,9 +40,9 @@ MEASURED = 64  # held-out wordings whose loss is followed while training
 class FinetuneConfig:
     """How a model is tuned on pairs and conversations."""
 
-    epochs: float = 8.0
+    epochs: float = 6.0
     """Passes over all examples; each wording of a pair is one."""
-    batch_size: int = 16
+    batch_size: int = 24
     """Examples a step."""
     context: int = 256
     """Longest row in tokens; a longer example is left out and reported. At most the model's longest text."""
@@ -53,9 +53,9 @@ class FinetuneConfig:
     wordings each it did not help: 0.75 of the held-out wordings right with a half varied, 0.82 without (one run)."""
     vary_drop: float = 0.1
     """Chance that a word is left out of a varied question."""
-    replay_share: float = 0.2
+    replay_share: float = 0.4
     """Share of the trained tokens that are plain text from --replay."""
-    general_share: float = 0.25
+    general_share: float = 0.0
     """Share of the replayed windows that is general text, where the shards hold any."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all."""
@@ -134,10 +134,11 @@ def finetune(
     found = read_wordings(data)
     if not found.wordings:
         raise TrainingError(_nothing(found, data))
-    files = [path / "questions.jsonl" if path.is_dir() else path for path in data]
-    inputs: dict[str, Path | str | None] = {f"data {i}": path for i, path in enumerate(files)}
-    inputs |= {"model": model, "replay": None if replay is None else Path(replay)}
-    work = Artifact(out, "finetune", settings(config), inputs, overwrite=overwrite)
+    replay = None if replay is None else Path(replay)
+    inputs: dict[str, Path | str | None] = {"data": found.hash(), "model": model, "replay": replay}
+    files = [path for path in data if path.is_file() and not (path.parent / "manifest.json").is_file()]
+    documents = [*documents_of([model, replay]), *({"path": f.name, "sha256": hash_file(f)} for f in files)]
+    work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
         return FinetuneSummary(Path(out), changed=False)
