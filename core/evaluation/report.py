@@ -176,7 +176,7 @@ def draw_rates(results: dict[str, Any]) -> str:
     axes.set_xticks(
         range(len(names)), [SET_NAMES[n].replace(", ", ",\n").replace(" (", "\n(") for n in names], fontsize=8
     )
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.2)
     axes.set_ylabel("right fact in the answer")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

@@ -32,7 +32,7 @@ def print_evaluation(results: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     for line in verdict(results):
-        console.print(f"- {line}", highlight=False, markup=False)
+        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_evaluation(folder: Path) -> None:
