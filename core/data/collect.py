@@ -117,6 +117,8 @@ def collect(sources: Sequence[Path], out: Path, config: CollectConfig | None = N
         return summarise(out)
     if not files and not unopened:
         raise InputError(f"{', '.join(map(str, sources))}: no file to read there (hidden and lock files do not count)")
+    for _, _, message in unopened:
+        say(f"note: {message}")
     with work:
         cache = Extractions(work.folder / EXTRACTED, readers)
         extractions = _read_all(files, cache)
@@ -150,9 +152,9 @@ def summarise(corpus: Path) -> CollectSummary:
 # ---------------------------------------------------------------- steps
 
 
-def _listing(files: Sequence[File], unopened: Sequence[tuple[str, str]]) -> str:
+def _listing(files: Sequence[File], unopened: Sequence[tuple[str, str, str]]) -> str:
     """One hash over every file's path and content: what decides whether there is anything to do."""
-    lines = [f"{f.path}\0{f.sha256}\n" for f in files] + [f"{path}\0unopened\n" for path, _ in unopened]
+    lines = [f"{f.path}\0{f.sha256}\n" for f in files] + [f"{path}\0unopened\n" for path, *_ in unopened]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -172,12 +174,12 @@ def _read_all(files: Sequence[File], cache: Extractions) -> list[tuple[Extractio
 
 
 def build_documents(
-    extractions: Sequence[tuple[Extraction, str]], unopened: Iterable[tuple[str, str]], config: CollectConfig
+    extractions: Sequence[tuple[Extraction, str]], unopened: Iterable[tuple[str, str, str]], config: CollectConfig
 ) -> tuple[list[Document], list[dict[str, Any]]]:
     """Everything after reading: clean, judge, drop copies, split. Returns documents and rows of rejected.jsonl, both in
     the order of their paths, stable documents first."""
     rejected = [
-        _rejected(_bare(Extraction("", path, "", ""), ""), "unreadable", 0, message) for path, message in unopened
+        _rejected(_bare(Extraction("", path, "", ""), ""), rule, 0, message) for path, rule, message in unopened
     ]
     readable = [(e, modified) for e, modified in extractions if e.error is None]
     for entry, modified in extractions:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -47,31 +48,47 @@ class File:
 # ---------------------------------------------------------------- finding
 
 
-def find_files(sources: Sequence[Path], out: Path | None = None) -> tuple[list[File], list[tuple[str, str]]]:
-    """All files of `sources` in the order of their corpus paths, and (path, message) of those that cannot be opened.
+def find_files(sources: Sequence[Path], out: Path | None = None) -> tuple[list[File], list[tuple[str, str, str]]]:
+    """All files of `sources` in the order of their corpus paths, and (path, rule, message) of those that cannot be
+    opened, a source that does not exist among them.
 
     Hidden files, lock files, unfinished downloads and folders made by luthier (`out` among them) are passed over.
-    Raises InputError for a source that does not exist.
+    Raises InputError if none of the sources exists.
     """
     missing = [s for s in sources if not s.exists()]
-    if missing:
+    if len(missing) == len(sources) > 0:
         raise InputError(f"{missing[0]}: no such file or folder\nGive the files and folders to collect.")
     names = _source_names(sources)
     found: dict[Path, tuple[str, Path]] = {}
-    unreadable: list[tuple[str, str]] = []
+    unreadable: list[tuple[str, str, str]] = []
     for source, name in zip(sources, names, strict=True):
         for file in _walk(source, out, unreadable):
             path = file.relative_to(source).as_posix() if source.is_dir() else file.name
             path = f"{name}/{path}" if name and source.is_dir() else name or path
-            found.setdefault(file.resolve(), (path, file))  # a file reached twice counts once
+            # A file reached twice counts once; a name that is not UTF-8 must still fit into the corpus.
+            found.setdefault(Path(os.path.realpath(file)), (_utf8(path), file))
     files = []
     for path, file in sorted(found.values()):
         try:
-            changed = datetime.fromtimestamp(file.stat().st_mtime, UTC)
-            files.append(File(path, file, hash_file(file), changed.strftime("%Y-%m-%dT%H:%M:%SZ")))
+            files.append(_opened(path, file))
+        except FileNotFoundError:
+            unreadable.append((path, "missing", _utf8(f"{file}: no such file or folder")))
         except OSError as error:
-            unreadable.append((path, f"{file} cannot be opened: {error.strerror}"))
+            unreadable.append((path, "unreadable", _utf8(f"{file} cannot be opened: {error.strerror}")))
     return files, unreadable
+
+
+def _opened(path: str, file: Path) -> File:
+    state = file.stat()
+    if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for without end
+        raise OSError(0, "not a regular file")
+    changed = datetime.fromtimestamp(state.st_mtime, UTC)
+    return File(path, file, hash_file(file), changed.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def _utf8(text: str) -> str:
+    """`text` with `?` for what UTF-8 cannot hold: the stray bytes of old file names and broken mails."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _source_names(sources: Sequence[Path]) -> list[str]:
@@ -86,13 +103,14 @@ def _source_names(sources: Sequence[Path]) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def _walk(source: Path, out: Path | None, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
-    if source.is_file():
+def _walk(source: Path, out: Path | None, unreadable: list[tuple[str, str, str]]) -> Iterator[Path]:
+    if not source.is_dir():
         yield source
         return
 
     def refuse(error: OSError) -> None:
-        unreadable.append((Path(error.filename).relative_to(source).as_posix(), f"{error.filename}: {error.strerror}"))
+        path = Path(error.filename).relative_to(source).as_posix()
+        unreadable.append((_utf8(path), "unreadable", _utf8(f"{error.filename}: {error.strerror}")))
 
     skipped = out.resolve() if out is not None else None
     for folder, folders, names in os.walk(source, onerror=refuse):
@@ -217,9 +235,10 @@ class Extractions:
                     inner += documents
                 else:
                     entry.notes.append(f"attachment {name} left out: more than {ATTACHMENT_DEPTH} mails deep")
-        with atomic_open(self.folder / f"{entry.id}.json") as out:
-            json.dump(asdict(entry), out, ensure_ascii=False)
-        return [entry, *inner]
+        written = json.dumps(asdict(entry), ensure_ascii=False).encode("utf-8", "replace")
+        with atomic_open(self.folder / f"{entry.id}.json", "wb") as out:
+            out.write(written)
+        return [Extraction(**json.loads(written)), *inner]  # what a later run will find, to the letter
 
     def forget(self, used: Iterable[str]) -> None:
         """Delete the entries of documents that are not among `used` ids."""
@@ -246,7 +265,7 @@ def _named(attachments: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, byte
     """Attachments under names that can stand in a path, each once: `a.pdf`, `a-2.pdf`."""
     seen: set[str] = set()
     for number, (given, data) in enumerate(attachments, 1):
-        name = given.replace("\\", "/").rsplit("/", 1)[-1].strip() or f"attachment-{number}"
+        name = _utf8(given).replace("\\", "/").rsplit("/", 1)[-1].strip() or f"attachment-{number}"
         stem, suffix = Path(name).stem, Path(name).suffix
         count = 1
         while name in seen:

@@ -328,6 +328,27 @@ def test_a_pattern_that_fits_nothing_is_said(
     assert "volatile pattern 'nwes/*' matches no document" in capsys.readouterr().err
 
 
+def test_a_missing_source_a_pipe_a_loop_and_a_name_that_is_not_utf8_do_not_end_the_run(
+    folder: Path, tmp_path: Path, reader: Reader
+) -> None:
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    (folder / "dangling.txt").symlink_to("nowhere.txt")
+    strays = 0
+    try:
+        (folder / os.fsdecode(b"caf\xe9.txt")).write_text("!encrypted")
+        strays = 1
+    except OSError:  # file systems that take only UTF-8
+        pass
+    summary = collect([folder, tmp_path / "nowhere"], tmp_path / "corpus")
+    found = {Path(path).name: row["rule"] for path, row in rejected(tmp_path / "corpus").items()}
+    assert found["nowhere"] == found["dangling.txt"] == "missing"
+    assert found["pipe.txt"] == found["loop.txt"] == "unreadable"
+    assert strays == 0 or found["caf?.txt"] == "encrypted"
+    assert summary.unreadable == 4 + strays
+    assert not collect([folder, tmp_path / "nowhere"], tmp_path / "corpus").changed
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -373,7 +394,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
 def test_a_file_that_cannot_be_opened_is_recorded(folder: Path, tmp_path: Path, reader: Reader) -> None:
     (folder / "broken.txt").symlink_to(folder / "gone.txt")
     summary = collect([folder], tmp_path / "corpus")
-    assert rejected(tmp_path / "corpus")["broken.txt"]["rule"] == "unreadable"
+    assert rejected(tmp_path / "corpus")["broken.txt"]["rule"] == "missing"
     assert summary.unreadable == 1
 
 
