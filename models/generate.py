@@ -61,13 +61,15 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    vocab_size: int | None = None,
     batch_size: int = 64,
 ) -> list[Generation]:
     """Continue every prompt (token ids, at least one); results in the order of the prompts.
 
     temperature 0 is greedy; top_p 1 and top_k 0 cut nothing; `generator` (default: seeded with 0) is used for sampling
-    only. Raises ContextError for a prompt that leaves no room in the model's context, GenerationError for an empty one
-    and for settings out of range.
+    only. `vocab_size` keeps to the first so many ids: a published model may have more rows than its tokenizer has
+    tokens, rounded up for the machine, and no text can be made of those. Raises ContextError for a prompt that leaves
+    no room in the model's context, GenerationError for an empty one and for settings out of range.
     """
     choose = _Choice(temperature, top_p, top_k)
     for prompt in prompts:
@@ -78,7 +80,7 @@ def generate(
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            _batch(model, prompts, rows, results, max_new_tokens, frozenset(stop_ids), choose, uniform_NM)
+            _batch(model, prompts, rows, results, max_new_tokens, frozenset(stop_ids), choose, uniform_NM, vocab_size)
     return results
 
 
@@ -92,12 +94,13 @@ def stream(
     top_p: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that `generate` would return for this one prompt, as they come."""
     choose = _Choice(temperature, top_p, top_k)
     _check(model, prompt)
     uniform_NM = _uniform(1, max_new_tokens, choose, generator)
-    steps = _steps(model, [prompt], max_new_tokens, choose, uniform_NM)
+    steps = _steps(model, [prompt], max_new_tokens, choose, uniform_NM, vocab_size)
     while True:
         with torch.inference_mode():  # not held while the caller has the token: it may train in between
             chosen = next(steps, None)
@@ -162,7 +165,12 @@ def _uniform(n: int, steps: int, choose: _Choice, generator: torch.Generator | N
 
 
 def _steps(
-    model: Transformer, prompts: Sequence[Prompt], max_new_tokens: int, choose: _Choice, uniform_BM: Tensor
+    model: Transformer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    choose: _Choice,
+    uniform_BM: Tensor,
+    vocab_size: int | None,
 ) -> Generator[tuple[Tensor, Tensor], Tensor | None, None]:
     """Yield (ids [B], logprobs [B]) step by step. Send row numbers to go on with these rows only."""
     device, dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
@@ -175,7 +183,7 @@ def _steps(
     cache = Cache(model.config, first_B, longest + max_new_tokens, dtype)
     for step in range(max_new_tokens):
         hidden_BC = model.hidden(ids_BT, cache=cache)[:, -1]
-        logits_BV = F.linear(hidden_BC, model.head_weight).float()
+        logits_BV = F.linear(hidden_BC, model.head_weight[:vocab_size]).float()
         ids_B = choose(logits_BV, uniform_BM[:, step].to(device))
         logprobs_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
         keep = yield ids_B, logprobs_B
@@ -196,9 +204,10 @@ def _batch(
     stop_ids: frozenset[int],
     choose: _Choice,
     uniform_NM: Tensor,
+    vocab_size: int | None,
 ) -> None:
     """Continue the prompts whose numbers are `rows`, writing into `results`."""
-    steps = _steps(model, [prompts[i] for i in rows], max_new_tokens, choose, uniform_NM[rows])
+    steps = _steps(model, [prompts[i] for i in rows], max_new_tokens, choose, uniform_NM[rows], vocab_size)
     context = model.config.max_position_embeddings
     keep: Tensor | None = None
     while rows:

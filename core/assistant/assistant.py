@@ -242,6 +242,7 @@ class Assistant:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 generator=torch.Generator().manual_seed(sampling.seed),
+                vocab_size=tokenizer.vocab_size,
                 batch_size=self.config.batch_size,
             )
         return [
@@ -276,6 +277,7 @@ class Assistant:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             generator=torch.Generator().manual_seed(sampling.seed),
+            vocab_size=tokenizer.vocab_size,
         )
         with self._turn:
             for token in ids:

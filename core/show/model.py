@@ -137,7 +137,8 @@ def _losses(console: Console, folder: Path, text: str) -> None:
     for token, bits_V in zip(ids[1:], bits_TV, strict=True):
         bits = float(bits_V[token])
         style = "green" if bits <= SURE else "red" if bits >= UNSURE else ""
-        best = bits_V.topk(min(ALTERNATIVES, len(bits_V)), largest=False)
+        named_V = bits_V[: tokenizer.vocab_size]  # a model may have more rows than its tokenizer has tokens
+        best = named_V.topk(min(ALTERNATIVES, len(named_V)), largest=False)
         said = (f"{_piece(tokenizer, int(i))} {2.0 ** -float(b):.0%}" for b, i in zip(*best, strict=True))
         rank = 1 + int((bits_V < bits_V[token]).sum())
         table.add_row(Text(_piece(tokenizer, token), style=style), f"{bits:.2f}", f"{rank:,}", Text("   ".join(said)))

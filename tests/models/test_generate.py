@@ -140,6 +140,13 @@ def test_the_global_generator_is_left_alone_and_the_default_repeats(model: Trans
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_rows_that_no_token_has_are_never_chosen(model: Transformer) -> None:
+    greedy = generate(model, prompts(), max_new_tokens=8, vocab_size=7)
+    drawn = generate(model, prompts(), max_new_tokens=8, vocab_size=7, temperature=2.0)
+    assert max(i for r in (*greedy, *drawn) for i in r.ids) < 7
+    assert list(stream(model, prompts()[0], max_new_tokens=8, vocab_size=7)) == greedy[0].ids
+
+
 def test_what_cannot_be_written(model: Transformer) -> None:
     assert generate(model, [], max_new_tokens=5) == []
     assert generate(model, [[1]], max_new_tokens=0)[0].ids == []
