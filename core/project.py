@@ -176,13 +176,13 @@ validation_fraction = 0.1    # share of the text held out of training to measure
 def new_project(folder: Path, *, documents: tuple[Path, ...] = (), base: Path | None = None) -> Path:
     """Make a project folder: luthier.toml, documents/ (unless `documents` point elsewhere), .gitignore.
 
-    Returns the folder. Raises InputError if it holds a project already or `base` is not a model folder.
+    Returns the folder. Raises InputError if it holds a project already, and what `check_base` raises.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists():
         raise InputError(f"{folder / SETTINGS} exists already; change it, or choose another name")
-    if base is not None and not (base / "config.json").is_file():
-        raise InputError(f"{base} is not a model folder: it has no config.json")
+    if base is not None:
+        check_base(base)
     missing = [d for d in documents if not d.exists()]
     if missing:
         raise InputError(f"{missing[0]}: no such file or folder")
@@ -198,6 +198,21 @@ def new_project(folder: Path, *, documents: tuple[Path, ...] = (), base: Path | 
     with atomic_open(folder / ".gitignore") as file:
         file.write("/build/\n")
     return folder
+
+
+def check_base(folder: Path) -> None:
+    """Refuse a base model that could not be tuned, before an hour goes into reading documents.
+
+    Raises InputError for no model folder, CheckpointError for another architecture, TokenizerFileError for a tokenizer
+    that is missing or not byte-level BPE.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    from luthier.models.checkpoints import load_config
+    from luthier.tokenizers.formats import load_tokenizer
+
+    load_config(folder)
+    load_tokenizer(folder)
 
 
 def _toml(text: str) -> str:
@@ -397,6 +412,8 @@ def run_project(folder: Path) -> Run:
     Raises the error of the stage that failed; what earlier stages made stays, and the next run goes on from there.
     """
     project, done = load_project(folder), Run()
+    if project.config.base:
+        check_base(project.built("model"))
     for step in steps(project):
         say(f"\n$ {step.command}")
         start = time.perf_counter()

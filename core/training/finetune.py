@@ -140,7 +140,6 @@ def finetune(
     documents = [*documents_of([model, replay]), *({"path": f.name, "sha256": hash_file(f)} for f in files)]
     work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
     if work.done:
-        say(f"{out} is up to date")
         return FinetuneSummary(Path(out), changed=False)
     with work:
         return _run(work, config, model, found, replay)

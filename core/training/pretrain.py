@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.artifacts import Artifact, hash_file
+from luthier.core.artifacts import Artifact, hash_file, read_json
 from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError, did_you_mean
 
@@ -155,7 +155,6 @@ def pretrain(
     inputs = {"shards": Path(shards), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
     work = Artifact(out, "pretrain", settings(config), inputs, overwrite=overwrite)
     if work.done:
-        say(f"{out} is up to date")
         return PretrainSummary(Path(out), changed=False)
     with work:
         return _run(work, config, shape, train, held_out, vectors, tokenizer)
@@ -366,7 +365,13 @@ def save(model: Any, folder: Path, tokenizer: Path | None) -> None:
     known = load_tokenizer(Path(tokenizer))
     known.chat_template = known.chat_template or chat_template(known)
     save_tokenizer(known, folder)
-    save_model(model, folder, eos_token_id=stop_ids(known))
+    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(Path(tokenizer)))
+
+
+def _tokens_of(base: Path) -> dict[str, Any]:
+    """The tokens that a base model's config.json names beside its end: how a text begins, what fills a row."""
+    config = read_json(base / "config.json") if (base / "config.json").is_file() else {}
+    return {name: config.get(name) for name in ("bos_token_id", "pad_token_id")}
 
 
 def summary_of(out: Path, model: Any, done: Fitted) -> PretrainSummary:

@@ -65,8 +65,9 @@ def test_new_project_reads_back_and_is_never_overwritten(tmp_path):
 
 
 def test_a_base_model_stands_for_model_and_tokenizer(tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
-    project = load_project(new_project(tmp_path / "p", base=tmp_path / "base"))
-    assert project.built("model") == project.built("tokenizer") == tmp_path / "base"
-    assert project.config.general == "none"
+    folder = new_project(tmp_path / "p")
+    settings = folder / "luthier.toml"
+    settings.write_text(settings.read_text().replace("[project]", '[project]\nbase = "../base"'))
+    project = load_project(folder)
+    assert project.built("model") == project.built("tokenizer") == folder / ".." / "base"
+    assert project.built("tuned") == folder / "build" / "tuned"
