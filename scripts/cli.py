@@ -7,6 +7,8 @@ stage's own config) and `main(argv)`. The same file runs alone: `python scripts/
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
@@ -55,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     modules = {verb: entry for group in VERBS.values() for verb, entry in group.items()}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0
+        return run(lambda _: print(overview()), [])
     if arguments[0] == "--version":
         print(f"luthier {metadata.version('luthier')}")
         return 0
@@ -82,15 +83,34 @@ def run(verb_main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return verb_main([a for a in arguments if a != "--debug"]) or 0
+        try:
+            return verb_main([a for a in arguments if a != "--debug"]) or 0
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nluthier: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         return 130
-    except (BrokenPipeError, LuthierError, ValueError, TypeError) as error:
-        if debug or not _for_the_user(error):
-            raise
-        print(f"luthier: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `luthier show X | head -1`: nobody reads any more, and nothing need be said
+        _close_stdout()
         return 1
+    except (LuthierError, OSError, ValueError, TypeError) as error:
+        if debug or not (isinstance(error, OSError) or _for_the_user(error)):
+            raise
+        print(f"luthier: {_said(error)}", file=sys.stderr)
+        return 1
+
+
+def _close_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's last flush does not complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error: BaseException) -> str:
+    """An error in words; one of the operating system's as the file it is about and what is the matter with it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _for_the_user(error: BaseException) -> bool:

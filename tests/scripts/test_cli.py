@@ -1,5 +1,6 @@
 """The command line: every verb explains itself at once, errors are short, exit codes are those promised."""
 
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,25 @@ def test_errors_for_the_user_are_short_and_defects_keep_their_trace(capsys):
         run(bad_input, ["--debug"])
     with pytest.raises(ValueError, match="a bug"):
         run(defect, [])
+
+
+def test_a_refusal_of_the_operating_system_is_one_line(capsys, tmp_path):
+    assert run(lambda _: (tmp_path / "gone.txt").open().close(), []) == 1
+    assert capsys.readouterr().err == f"luthier: {tmp_path / 'gone.txt'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "--help"], ["show", "."]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_quietly(arguments, unbuffered, tmp_path):
+    (tmp_path / "luthier.toml").write_text("[project]\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys\nfrom luthier.scripts.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(writing, "w") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_interrupt_is_code_130():
