@@ -99,12 +99,12 @@ def load_project(folder: Path) -> Project:
     if not path.is_file():
         raise InputError(f"{path} does not exist\nStart a project with `luthier new NAME`, or name its folder.")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for name, table in tables.items():
         if name not in SECTIONS:
-            raise ConfigError(f"{path}: no table [{name}]{did_you_mean(name, SECTIONS)} Known: {', '.join(SECTIONS)}")
+            raise ConfigError(f"{path}: no table [{name}]{did_you_mean(name, SECTIONS)}\nKnown: {', '.join(SECTIONS)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: '{name}' must be a table: write [{name}] and its keys below")
     settings = {}
@@ -124,12 +124,35 @@ def from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
         name = key.replace("-", "_")
         if name not in known:
             raise ConfigError(f"{where} has no key '{key}'{did_you_mean(name, known)}\nKnown keys: {', '.join(known)}")
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, hints[name]):
-            wanted = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
-            raise ConfigError(f"{where} {key} = {value!r}: expected {wanted}")
-        values[name] = float(value) if hints[name] is float else value
-    return cls(**values)
+        fitting = tuple(value) if isinstance(value, list) else value
+        if not _fits(fitting, hints[name]):
+            raise ConfigError(f"{where} {key} = {value!r}: expected {_wanted(hints[name])}{_near(value, hints[name])}")
+        values[name] = float(value) if hints[name] is float else fitting
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where} {error}") from error
+
+
+def _wanted(hint: Any) -> str:
+    """An annotated type as a person would say it of a value in a TOML file."""
+    arguments = [a for a in typing.get_args(hint) if a not in (Ellipsis, types.NoneType)]
+    if typing.get_origin(hint) is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(repr, arguments))
+    if typing.get_origin(hint) is tuple:
+        return f"a list in [ ], each item {_wanted(arguments[0])}"
+    names = {int: "a whole number", float: "a number", str: "a text in quotes", Path: "a path in quotes"}
+    names |= {bool: "true or false"}
+    return " or ".join(names.get(h, str(h)) for h in arguments or [hint])
+
+
+def _near(value: Any, hint: Any) -> str:
+    """The nearest of the words that a setting takes, for the first one given that is none of them."""
+    known = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return next((near for item in value if (near := _near(item, known[0]))), "")
+    wrong = typing.get_origin(hint) is Literal and isinstance(value, str) and value not in known
+    return did_you_mean(value, known) if wrong else ""
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -94,6 +94,12 @@ class PretrainConfig:
             raise ConfigError(f"general_share = {self.general_share}: expected 0 to below 1")
         if not self.steps and not self.tokens and self.epochs <= 0:
             raise ConfigError(f"epochs = {self.epochs}: expected more than 0, or give steps or tokens")
+        from luthier.models.config import ModelConfigError
+
+        try:
+            model_config(self, vocab_size=1)  # a shape that cannot be is refused before anything is made for it
+        except ModelConfigError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _check(config: Any, positive: tuple[str, ...], zero_or_more: tuple[str, ...]) -> None:
@@ -217,7 +223,8 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
 
     if config.model not in presets:
         raise ConfigError(
-            f"model: no preset '{config.model}'{did_you_mean(config.model, presets)} Known: {', '.join(presets)}"
+            f"model = '{config.model}': no such preset{did_you_mean(config.model, presets)}\n"
+            f"Known: {', '.join(presets)}"
         )
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}

@@ -44,6 +44,22 @@ def test_unknown_key_names_the_nearest(tmp_path):
         load_project(folder)
 
 
+def test_a_wrong_value_is_told_what_is_right(tmp_path):
+    folder = new_project(tmp_path / "p")
+    said = {
+        '[project]\nvectors = ["word2vek"]': "did you mean 'word2vec'",
+        '[project]\nvectors = "word2vec"': r"expected a list in \[ \], each item one of 'word2vec', 'glove'",
+        '[tokenizer]\nvocab_size = "4096"': r"\[tokenizer\] vocab_size = '4096': expected a whole number",
+        "[finetune]\nepochs = -1": r"luthier.toml: \[finetune\] epochs = -1.0: expected more than 0",
+        "[pretrain]\nnum_attention_heads = 7": r"luthier.toml: \[pretrain\] num_attention_heads = 7 ",
+        '[pretrain]\nmodel = "demoo"': "did you mean 'demo'",
+    }
+    for text, message in said.items():
+        (folder / "luthier.toml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_project(folder)
+
+
 def test_flags_are_what_differs_from_the_defaults():
     assert flags(Example()) == ""
     assert flags(Example(size=9, names=("a b", "c"), on=False)) == "--size 9 --names 'a b' c --no-on"
