@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     shards = shards_of(tmp_path / "shards")
     with pytest.raises(ConfigError, match="model = 'dem': no such preset; did you mean 'demo'"):
         pretrain(shards, tmp_path / "m", PretrainConfig(model="dem"))
-    with pytest.raises(ValueError, match="num_attention_heads = 5"):
+    with pytest.raises(ConfigError, match="num_attention_heads = 5"):
         pretrain(shards, tmp_path / "m", PretrainConfig(num_attention_heads=5))
     with pytest.raises(ConfigError, match="learning_rate = -1"):
         PretrainConfig(learning_rate=-1)
