@@ -109,12 +109,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; a broken line is an InputError that names it."""
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}:{number}: not valid JSON: {error.msg}") from error
             if not isinstance(row, dict):

@@ -344,3 +344,12 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_manifest_is_plain_json(tmp_path: Path) -> None:
     make(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["format"] == artifacts.FORMAT
+
+
+def test_a_line_that_is_not_utf8_is_named_and_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}\n')
+    assert list(read_jsonl(file)) == [{"a": 1}, {"a": 2}]
+    file.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl:2: not UTF-8 at byte 7"):
+        list(read_jsonl(file))
