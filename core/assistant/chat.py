@@ -30,9 +30,11 @@ HELP = """\
 def chat(
     opened: Opened, mode: str | None = None, lines: Iterable[str] | None = None, out: TextIO | None = None
 ) -> None:
-    """Answer `lines` (stdin when left out) until they end or one of them is /quit."""
+    """Answer `lines` (stdin when left out) until they end or one of them is /quit. Raises what a model or an index that
+    cannot be opened raises before it asks for anything."""
     from rich.console import Console
 
+    opened.assistant.warm_up()
     console = Console(file=out, highlight=False)
     talking = lines is None and sys.stdin.isatty() and console.is_terminal
     session = Session(opened, mode or opened.assistant.default_mode, console)

@@ -360,12 +360,13 @@ def serve(opened: Opened, host: str = "127.0.0.1", port: int = 8000) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
         raise InputError(f"cannot listen on {host}:{port}: {error}\nGive another --port or --host.") from error
     with listener:
+        opened.assistant.warm_up()
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         say(f"{opened.name} answers on {address} (chat page) and {address}/v1 (OpenAI's API); Ctrl-C ends")
-        opened.assistant.warm_up()
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(application(opened), log_level="warning")).run(sockets=[listener])

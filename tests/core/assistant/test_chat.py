@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from luthier.core.assistant.assistant import Answer, Source
 from luthier.core.assistant.chat import chat, origin
 from luthier.core.assistant.opening import open_assistant
+from luthier.models.checkpoints import CheckpointError
 
 from .conftest import TAUGHT
 
@@ -62,6 +66,14 @@ def test_from_a_pipe_the_command_prints_answers_and_nothing_else(index: Path) ->
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "Der Bogen wird nach dem Spielen entspannt."
     assert lines[1].startswith("  quoted from pflege.md") and len(lines) == 2
+
+
+def test_a_damaged_model_is_refused_before_the_first_question(model: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors \(1,000 bytes\) is damaged"):
+        said(damaged, None)
 
 
 def test_origin_of_each_path() -> None:
