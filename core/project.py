@@ -12,6 +12,7 @@ luthier.toml holds one table a stage; its keys are the fields of that stage's co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import time
@@ -466,7 +467,9 @@ def watch_project(folder: Path, *, every: float = 2.0, rounds: int | None = None
                 continue
         try:
             run_project(folder)
-        except LuthierError as error:
+        except Exception as error:
+            if not isinstance(error, LuthierError) and not type(error).__module__.startswith("luthier."):
+                raise
             say(f"luthier: {error}")
         seen, rounds = now, None if rounds is None else rounds - 1
         say("watching for changes; Ctrl-C ends")
@@ -481,5 +484,9 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
         return {str(settings): (settings.stat().st_size, settings.stat().st_mtime_ns)}
     roots = [settings, project.built("corpus") / "questions.jsonl"]
     roots += [project.path(p) for p in (*project.config.documents, *project.config.pairs, *project.config.evaluation)]
-    files = [f for root in roots for f in ([root] if root.is_file() else root.rglob("*")) if f.is_file()]
-    return {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
+    state = {}
+    for file in (f for root in roots for f in ([root] if root.is_file() else root.rglob("*"))):
+        with contextlib.suppress(OSError):  # gone between listing and looking
+            if file.is_file():
+                state[str(file)] = (file.stat().st_size, file.stat().st_mtime_ns)
+    return state
