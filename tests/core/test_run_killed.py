@@ -1,4 +1,4 @@
-"""`kill -9` in the middle of a run: what was finished is whole, and the same command goes on; --watch sees new files."""
+"""`kill -9` in the middle of a run: what was finished is whole, the same command goes on; --watch sees new files."""
 
 from __future__ import annotations
 
