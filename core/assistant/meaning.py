@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luthier.core.errors import InputError
+
 if TYPE_CHECKING:
     from luthier.models.vectors import Vectors
     from luthier.tokenizers.bpe import Tokenizer
@@ -27,17 +29,41 @@ VECTORS, TOKENIZER = "vectors", "tokenizer"
 
 
 def keep(folder: Path, vectors: Path, tokenizer: Path | None) -> None:
-    """Copy into `folder` what a `Meaning` needs. The tokenizer is left out for vectors of words."""
+    """Copy into `folder` what a `Meaning` needs. The tokenizer is left out for vectors of words.
+
+    Raises InputError for vectors of tokens without their tokenizer, or with another one: the ids would be other words.
+    """
     from luthier.models.vectors import Vectors, load_vectors
 
     v = load_vectors(vectors)
     (folder / VECTORS).mkdir(exist_ok=True)
     Vectors(v.vectors, v.tokens, v.ids, v.counts, None, v.spelling).save(folder / VECTORS)
-    if v.spelling != "words" and tokenizer is not None:
+    if v.spelling != "words":
         from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
 
+        if tokenizer is None:
+            raise InputError(
+                f"{vectors} holds vectors of tokens, not of words\nGive --tokenizer, the one they belong to."
+            )
+        t = load_tokenizer(tokenizer)
+        if not _belong(v, t):
+            raise InputError(
+                f"{vectors} belongs to another tokenizer than {tokenizer}\n"
+                "Give the one that its shards were encoded with."
+            )
         (folder / TOKENIZER).mkdir(exist_ok=True)
-        save_tokenizer(load_tokenizer(tokenizer), folder / TOKENIZER)
+        save_tokenizer(t, folder / TOKENIZER)
+
+
+def _belong(vectors: Vectors, tokenizer: Tokenizer) -> bool:
+    """Whether every vector's id is, in this tokenizer, the token that the vector is named after."""
+    from luthier.tokenizers.formats import spell
+
+    tokens = tokenizer.tokens
+    return all(
+        i < len(tokens) and name in (spell(tokens[i]), tokens[i].decode("utf-8", "replace"))
+        for i, name in zip(map(int, vectors.ids), vectors.tokens, strict=True)
+    )
 
 
 class Meaning:

@@ -205,6 +205,10 @@ def write(
     `overwrite`. Raises InputError for a template or table that does not fit, ArtifactError for texts of other work.
     """
     config, out = config or AssistantConfig(), Path(out)
+    if (out / "manifest.json").exists():
+        raise ArtifactError(
+            f"{out} holds what another stage made; its next run would drop the texts\nGive another --out."
+        )
     parsed = read_template(template)
     rows = read_rows(data, columns(parsed))
     files = _file_names(parsed, rows, data)

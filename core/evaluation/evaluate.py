@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.artifacts import Artifact, read_jsonl, write_json, write_jsonl
+from luthier.core.artifacts import Artifact, read_jsonl, read_manifest, write_json, write_jsonl
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import read_corpus
 from luthier.core.data.questions import read_questions
@@ -305,6 +305,8 @@ def evaluate(
     if work.done:
         say(f"{out} is up to date")
         return Evaluation(out, json.loads((out / "results.json").read_text(encoding="utf-8")))
+    if index is not None:
+        read_manifest(index, "index")  # refused now rather than after the first system's answers
     asked, leaked = question_sets(corpus, questions, Path(models[-1]) / "trained_pairs.jsonl")
     chosen = thin(asked, config.questions_per_set)
     if not chosen:

@@ -16,8 +16,11 @@ from luthier.core.assistant.index import FILE, IndexConfig, build_index, open_in
 from luthier.core.assistant.match import idf
 from luthier.core.data.corpus import Document, Source, Span
 from luthier.core.data.questions import Question
-from luthier.core.errors import ArtifactError, ConfigError
+from luthier.core.errors import ArtifactError, ConfigError, InputError
 from luthier.core.evaluation.metrics import normalise
+from luthier.models.vectors import Vectors
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import load_tokenizer, save_tokenizer, spell
 
 from .conftest import DOCUMENTS, make_corpus, make_document
 
@@ -186,6 +189,23 @@ def test_what_is_no_index_or_of_another_format_is_refused(tmp_path: Path, corpus
         open_index(index)
     with pytest.raises(ConfigError, match="similarity"):
         IndexConfig(similarity=2)
+
+
+def test_vectors_of_tokens_need_the_tokenizer_that_they_belong_to(tmp_path: Path, corpus: Path) -> None:
+    text = "the humidity between Keep strings visitors " * 20
+    for name, size in (("own", 300), ("other", 262)):
+        save_tokenizer(train_bpe([text], size), tmp_path / name)
+    own = load_tokenizer(tmp_path / "own")
+    ids = np.arange(4, own.vocab_size)
+    table = np.random.default_rng(0).standard_normal((len(ids), 6)).astype(np.float32)
+    (tmp_path / "vectors").mkdir()
+    vectors = Vectors(table, [spell(own.tokens[i]) for i in ids], ids, np.ones(len(ids), np.int64), None, "byte-level")
+    vectors.save(tmp_path / "vectors")
+    for tokenizer, message in ((None, "Give --tokenizer"), (tmp_path / "other", "another tokenizer than")):
+        with pytest.raises(InputError, match=message):
+            build_index(corpus, tmp_path / "index", vectors=tmp_path / "vectors", tokenizer=tokenizer)
+    assert not (tmp_path / "index").exists()
+    build_index(corpus, tmp_path / "index", vectors=tmp_path / "vectors", tokenizer=tmp_path / "own")
 
 
 @pytest.mark.skipif(not os.environ.get("LUTHIER_TEST_DATA"), reason="LUTHIER_TEST_DATA is not set")

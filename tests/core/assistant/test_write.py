@@ -178,3 +178,8 @@ def test_rows_of_tabs_and_quotes(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text('a\tb\n"x\ty"\t"line\nbreak"\n')
     assert read_rows(tmp_path / "d.csv", ["a"]) == [{"a": "x\ty", "b": "line\nbreak"}]
     assert json.dumps(read_rows(tmp_path / "d.csv", []))
+
+
+def test_texts_are_not_written_among_what_a_stage_made(files: tuple[Path, Path], index: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds what another stage made"):
+        write(*files, index, model=None, index=index)
