@@ -329,7 +329,10 @@ def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, sync it and give it the name: whole, or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors leaves its files to their owner alone
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -24,6 +24,7 @@ Legend: V rows, D numbers a row, N sentences, B rows a block.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,6 +205,7 @@ class Vectors:
         with (Path(folder) / VOCABULARY).open("w", encoding="utf-8", newline="\n") as file:
             for token, id_, count in zip(self.tokens, self.ids.tolist(), self.counts.tolist(), strict=True):
                 file.write(json.dumps({"token": token, "id": id_, "count": count}, ensure_ascii=False) + "\n")
+        shutil.copymode(Path(folder) / VOCABULARY, Path(folder) / TABLE)  # safetensors' is its owner's alone
 
     def to_gensim(self) -> Any:
         """The same as gensim KeyedVectors, counts included. Raises VectorsError where gensim is not installed."""

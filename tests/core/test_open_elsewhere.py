@@ -85,6 +85,12 @@ def test_gensim_holds_the_same_vectors(build: Path, method: str, tmp_path: Path)
     assert [t for t, _ in keyed.most_similar(probe, topn=5)] == [n[0] for n in ours.most_similar(probe, topn=5)]
 
 
+@pytest.mark.parametrize("name", ["tuned/model", "vectors-word2vec/vectors"])
+def test_others_may_read_the_numbers_as_they_may_the_rest(build: Path, name: str) -> None:
+    weights = build / f"{name}.safetensors"
+    assert weights.stat().st_mode == (weights.parent / "manifest.json").stat().st_mode
+
+
 def test_documents_are_lines_of_json(build: Path) -> None:
     with (build / "corpus" / "documents.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
