@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in modules:
         print(f"luthier: no verb '{verb}'{did_you_mean(verb, modules)}\nSee luthier --help.", file=sys.stderr)
         return 2
-    return run(import_module(f"luthier.scripts.{modules[verb][0]}").main, rest)
+    # Imported inside, where Ctrl-C is heard: the first half second of a verb is its imports.
+    return run(lambda argv: import_module(f"luthier.scripts.{modules[verb][0]}").main(argv), rest)
 
 
 def overview() -> str:

@@ -85,6 +85,14 @@ def test_a_closed_pipe_ends_quietly(arguments, unbuffered, tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_interrupt_while_a_verb_is_imported_is_code_130(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luthier.scripts.cli.import_module", interrupted)
+    assert main(["show", "."]) == 130
+
+
 def test_interrupt_is_code_130():
     def interrupted(argv):
         raise KeyboardInterrupt
