@@ -245,14 +245,20 @@ def _store(database: sqlite3.Connection, name: str, array_ND: Any) -> None:
 
 
 def open_index(address: Path | str) -> Index:
-    """Open the index in a folder made by `build_index`. Raises ArtifactError if there is none."""
+    """Open the index in a folder made by `build_index`. Raises ArtifactError if there is none, or a damaged one."""
     folder = Path(address)
     made = read_manifest(folder, "index")["settings"].get("format")
     if made != FORMAT:
         raise ArtifactError(f"{folder} has format {made}, this luthier reads {FORMAT}\nMake the index again.")
     if not (folder / FILE).is_file():
         raise ArtifactError(f"{folder / FILE} is missing\nMake the index again: luthier index CORPUS --out {folder}")
-    return Index(folder)
+    try:
+        return Index(folder)
+    except sqlite3.DatabaseError as error:
+        raise ArtifactError(
+            f"{folder / FILE} is damaged or cut short: {error}\n"
+            f"Delete {folder} and make it again: luthier index CORPUS --out {folder}"
+        ) from error
 
 
 class Index:

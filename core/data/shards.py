@@ -142,7 +142,7 @@ def open_shards(folder: Path, split: Split = "train") -> Shards:
     folder = Path(folder)
     read_manifest(folder, "encode")
     if not (folder / FACTS).is_file():
-        raise ArtifactError(f"{folder / FACTS} is missing\nMake the shards again: luthier encode … --overwrite")
+        raise ArtifactError(f"{folder / FACTS} is missing\nDelete the folder and make it again: luthier encode")
     facts = read_json(folder / FACTS)
     dtype = np.dtype(facts["dtype"]).newbyteorder("<")
     names = [f"{split}-{i:05d}" for i in range(facts["splits"].get(split, {}).get("files", 0))]
@@ -167,13 +167,13 @@ def _open_part(stem: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("bin", "idx", "doc")]
     for file, size in zip(files, (dtype.itemsize, 8, 8), strict=True):
         if not file.is_file() or file.stat().st_size % size:
-            raise ArtifactError(f"{file} is missing or cut off\nMake the shards again: luthier encode … --overwrite")
+            raise ArtifactError(f"{file} is missing or cut off\nDelete the folder and make it again: luthier encode")
     offsets, documents = (np.fromfile(file, "<i8").astype(np.int64, copy=False) for file in files[1:])
     count = files[0].stat().st_size // dtype.itemsize
     if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 0).any():
         raise ArtifactError(
             f"{files[1]} does not fit {files[0].name} ({count:,} tokens) and {files[2].name} "
-            f"({len(documents):,} documents)\nMake the shards again: luthier encode … --overwrite"
+            f"({len(documents):,} documents)\nDelete the folder and make it again: luthier encode"
         )
     tokens = np.memmap(files[0], dtype, mode="r") if count else np.empty(0, dtype)
     return tokens, offsets, documents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -182,6 +183,11 @@ def test_what_is_no_index_or_of_another_format_is_refused(tmp_path: Path, corpus
         open_index(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match="luthier collect"):
         build_index(index, tmp_path / "x")
+    damaged = shutil.copytree(index, tmp_path / "damaged")
+    for whole in (0, 5000):
+        (damaged / FILE).write_bytes((index / FILE).read_bytes()[:whole])
+        with pytest.raises(ArtifactError, match="damaged or cut short"):
+            open_index(damaged)
     manifest = json.loads((index / "manifest.json").read_text())
     manifest["settings"]["format"] = 99
     (index / "manifest.json").write_text(json.dumps(manifest))
