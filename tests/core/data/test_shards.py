@@ -112,7 +112,7 @@ def test_damage_is_found_on_opening(shards: Shards, suffix: str, damage: str) ->
         file.unlink()
     else:
         file.write_bytes({"cut": content[:-1], "longer": content + b"\0" * size}.get(damage, content[:-size]))
-    with pytest.raises(ArtifactError, match="Make the shards again"):
+    with pytest.raises(ArtifactError, match="Delete the folder and make it again"):
         open_shards(shards.folder)
 
 
