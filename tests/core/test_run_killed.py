@@ -33,13 +33,13 @@ num_attention_heads = 2
 num_key_value_heads = 1
 context = 32
 batch_size = 4
-steps = 60
+steps = 36
 save_every = 0.0
-evaluate_every = 20
+evaluate_every = 18
 threads = 1
 
 [finetune]
-epochs = 4
+epochs = 1
 batch_size = 4
 context = 64
 save_every = 0.0
@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     folder = small_project(tmp_path / "shop")
     kill_in(folder, "corpus")
     finished(folder)
-    kill_in(folder, "model", lines=12)
+    kill_in(folder, "model", lines=8)
     before = finished(folder)
     assert not (folder / "build" / "model").exists()
     assert set(before) == {"corpus", "tokenizer", "shards", "vectors-word2vec"}
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert set(after) == {*before, "model", "tuned", "index", "evaluation"}
     assert not [p.name for p in (folder / "build").iterdir() if p.name.endswith((".building", ".old"))]
     steps = [row["step"] for row in read_jsonl(folder / "build" / "model" / "metrics.jsonl") if "loss" in row]
-    assert steps == list(range(1, 61)), "steps were lost or done twice"
+    assert steps == list(range(1, 37)), "steps were lost or done twice"
 
 
 def test_watch_sees_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
