@@ -48,7 +48,9 @@ def _bar(title: str, total: float | None, unit: str) -> Iterator[Callable[..., N
         task = bars.add_task(f"{title} [{unit}]" if unit else title, total=total, note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
-            bars.update(task, advance=amount, **({"note": note} if note else {}))
+            bars.update(task, advance=amount)
+            if note:
+                bars.update(task, note=note)
 
         yield advance
 

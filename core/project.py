@@ -128,7 +128,7 @@ def from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
         fitting = tuple(value) if isinstance(value, list) else value
         if not _fits(fitting, hints[name]):
             raise ConfigError(f"{where} {key} = {value!r}: expected {_wanted(hints[name])}{_near(value, hints[name])}")
-        values[name] = float(value) if hints[name] is float else fitting
+        values[name] = float(str(value)) if hints[name] is float else fitting
     try:
         return cls(**values)
     except ConfigError as error:

@@ -34,6 +34,7 @@ from luthier.core.data.corpus import read_corpus
 from luthier.core.data.questions import read_questions
 from luthier.core.errors import InputError
 from luthier.core.evaluation.metrics import Estimate, bootstrap, exact_match, has_facts, normalise, token_f1, wilson
+from luthier.core.evaluation.samples import Sample
 
 if TYPE_CHECKING:
     from luthier.core.assistant.assistant import Answer, AssistantConfig
@@ -78,26 +79,6 @@ class EvaluationQuestion:
     facts: tuple[str, ...] = ()
     language: str = "en"
     about: str = ""
-
-
-@dataclass
-class Sample:
-    """One answer of one system, judged."""
-
-    set: str
-    system: str
-    question: str
-    expected: str
-    answer: str
-    path: str
-    source: str
-    exact_match: float
-    f1: float
-    fact: float | None
-    right_source: float | None
-    not_found: float
-    score: float
-    language: str = "en"
 
 
 @dataclass

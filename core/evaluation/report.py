@@ -19,7 +19,7 @@ from luthier.core.artifacts import atomic_open, read_jsonl
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from luthier.core.evaluation.evaluate import Sample
+    from luthier.core.evaluation.samples import Sample
 
 __all__ = ["SET_NAMES", "SYSTEM_NAMES", "table_rows", "verdict", "write_report"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,17 +18,7 @@ from luthier.core.data.clean import (
     unwrap,
     vocabulary_of,
 )
-
-
-@dataclass
-class Block:
-    """As the readers hand it over."""
-
-    text: str
-    kind: str = "paragraph"
-    page: int = 0
-    level: int = 0
-
+from luthier.core.data.readers.read import Block
 
 # ---------------------------------------------------------------- encoding
 
