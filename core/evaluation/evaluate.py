@@ -247,7 +247,8 @@ def bits_per_byte(
     b, s = np.array(bits), np.array(sizes, dtype=np.float64)
     draws = np.random.default_rng(config.seed).integers(0, len(b), size=(config.resamples, len(b)))
     low, high = np.quantile(b[draws].sum(axis=1) / s[draws].sum(axis=1), [0.025, 0.975])
-    return {"value": b.sum() / s.sum(), "low": float(low), "high": float(high), "bytes": int(s.sum()), "tokens": tokens}
+    value = float(b.sum() / s.sum())
+    return {"value": value, "low": float(low), "high": float(high), "bytes": int(s.sum()), "tokens": tokens}
 
 
 # ---------------------------------------------------------------- the stage
