@@ -158,3 +158,4 @@ def test_tables_made_while_generating_serve_training() -> None:
     with torch.inference_mode():
         model(ids)
     model.loss(ids, ids)[0].backward()
+    assert model.embed_tokens.weight.grad is not None

@@ -169,6 +169,7 @@ def _garbled(characters: Sequence[str]) -> bool:
 
 def _picture_share(page: pypdfium2.PdfPage) -> float:
     """The share of the page that its largest picture covers."""
+    import pypdfium2
     import pypdfium2.raw as raw
 
     width, height = page.get_size()
@@ -176,7 +177,7 @@ def _picture_share(page: pypdfium2.PdfPage) -> float:
     for thing in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
         try:
             left, bottom, right, top = thing.get_bounds()
-        except Exception:
+        except pypdfium2.PdfiumError:  # a picture without a place covers nothing
             continue
         largest = max(largest, abs(right - left) * abs(top - bottom))
     return largest / max(1.0, width * height)
