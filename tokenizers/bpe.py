@@ -26,14 +26,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import regex
-from numba import njit
 
-from luthier.tokenizers.pretokenize import boundaries, compile_pattern, split, utf8
+from luthier.tokenizers.bpe_encode import Encoder
+from luthier.tokenizers.pretokenize import compile_pattern, split, utf8
 
 __all__ = [
     "BYTE_ORDER",
@@ -122,8 +122,9 @@ class Tokenizer:
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self._check_added()
-        self._pairs, self._whole = self._build_tables()
-        self._caches: list[_Words] = []  # borrowed by one thread at a time
+        self._check_tokens()
+        self.joined = self._join_merges(self.ids_of_bytes)
+        self._encoder = Encoder(self.ids_of_bytes, self.merges, self.joined, whole_pieces=whole_pieces)
 
     # ------------------------------------------------------------ facts
 
@@ -237,20 +238,11 @@ class Tokenizer:
         return np.concatenate([*parts, self._encode_plain(text[end:])]) if parts else self._encode_plain(text)
 
     def _encode_plain(self, text: str) -> Ids:
-        data, ends = boundaries(self._normalize(text), self.pattern)
-        ids = np.empty(len(data), np.int32)
-        try:
-            cache = self._caches.pop()
-        except IndexError:
-            cache = _words(CACHE_PIECES, CACHE_PIECES * 16, CACHE_PIECES * 4)
-        room = np.empty((6, _longest(ends)), np.int64)
-        count = _encode(data, ends, self._pairs, self._whole, cache, room, ids)
-        self._caches.append(cache)
-        return ids[:count].copy() if 2 * count < len(ids) else ids[:count]
+        return self._encoder.encode(self._normalize(text), self.pattern)
 
     def encode_reference(self, text: str) -> list[int]:
         """`encode_ordinary` without added tokens, by the book in plain Python: slow, for reading and for tests."""
-        byte_ids, ranks = self._pairs.byte_ids.tolist(), self.ranks
+        byte_ids, ranks = self._encoder.byte_ids.tolist(), self.ranks
         ids: list[int] = []
         for piece in split(self._normalize(text), self.pattern):
             data = piece.encode("utf-8")
@@ -272,7 +264,7 @@ class Tokenizer:
 
     def forget(self) -> None:
         """Empty the cache of pieces met before; ids do not change."""
-        self._caches.clear()
+        self._encoder.forget()
 
     # ------------------------------------------------------------ decoding
 
@@ -304,7 +296,7 @@ class Tokenizer:
             if self.tokens[i] != text.encode("utf-8"):
                 raise VocabularyError(f"id {i} is {text!r} among the special tokens and {self.tokens[i]!r} in the list")
 
-    def _build_tables(self) -> tuple[_Pairs, _Words]:
+    def _check_tokens(self) -> None:
         ids = self.ids_of_bytes
         outside = {*self.special_tokens.values(), *self.added_tokens.values()}
         twice = [t for i, t in enumerate(self.tokens) if t and i not in outside and ids[t] != i]
@@ -313,17 +305,6 @@ class Tokenizer:
         missing = [b for b in range(256) if bytes([b]) not in ids and b not in NEVER]
         if missing:
             raise VocabularyError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs every byte")
-        self.joined = self._join_merges(ids)
-        slots = 1 << (2 * len(self.merges) + 2).bit_length()
-        byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
-        pairs = _Pairs(byte_ids, np.zeros(slots, np.int64), np.zeros(slots, np.int64))
-        _fill_pairs(pairs, self.merges, self.joined)
-        if not self.whole_pieces:
-            return pairs, _words(1, 0, 0)
-        whole = _words(len(ids), sum(map(len, ids)), len(ids))
-        ends = np.cumsum([len(token) for token in ids], dtype=np.int64)
-        _fill_words(whole, np.frombuffer(b"".join(ids), np.uint8), ends, np.array(list(ids.values()), np.int32))
-        return pairs, whole
 
     def _join_merges(self, ids: Mapping[bytes, int]) -> Ids:
         """The id that each merge makes."""
@@ -339,282 +320,6 @@ class Tokenizer:
                 )
             joined[k] = new
         return joined
-
-
-# ---------------------------------------------------------------- the fast path
-
-# No function below makes an array, so Numba need not count references; only outer ones are called from Python.
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_outer, _inner = njit(**_FAST), njit(**_BARE)
-
-CACHE_PIECES: Final = 1 << 17  # pieces that a thread remembers, 16 MB when full; then it starts afresh
-SHORT: Final = 64  # bytes; longer pieces go through the heap and are not remembered
-
-
-class _Pairs(NamedTuple):
-    """What can be joined. Hash table with open addressing: `keys` (left << 32 | right) + 1, 0 where free; `values`
-    rank << 32 | id of the joined token, so that the smaller value is the earlier merge."""
-
-    byte_ids: Ids
-    keys: npt.NDArray[np.int64]
-    values: npt.NDArray[np.int64]
-
-
-class _Words(NamedTuple):
-    """Pieces and their ids. Hash table whose slots hold what a look-up needs side by side, in one line of the
-    processor's cache: hash with the lowest bit set (0 where free), place in `letters`, place in `ids`, bytes << 32 |
-    number of ids. `used` is how many pieces, letters and ids there are."""
-
-    slots: npt.NDArray[np.uint64]  # [slots, 4]
-    letters: npt.NDArray[np.uint8]
-    ids: Ids
-    used: npt.NDArray[np.int64]
-    pieces: npt.NDArray[np.int64]  # [1]: how many pieces fit
-
-
-def _words(pieces: int, letters: int, ids: int) -> _Words:
-    """An empty table with room for so many pieces, letters and ids in all."""
-    return _Words(
-        np.zeros((1 << (2 * pieces).bit_length(), 4), np.uint64),
-        np.empty(letters, np.uint8),
-        np.empty(ids, np.int32),
-        np.zeros(3, np.int64),
-        np.array([pieces], np.int64),
-    )
-
-
-@_inner
-def _pair_slot(pairs, left, right):
-    """The slot of a pair, or the free one where it would go."""
-    key = (np.int64(left) << 32 | np.int64(right)) + 1
-    mask = np.uint64(len(pairs.keys) - 1)
-    s = ((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
-    while pairs.keys[s] != 0 and pairs.keys[s] != key:
-        s = (s + np.uint64(1)) & mask
-    return s
-
-
-@_inner
-def _value(pairs, left, right):
-    """rank << 32 | id of the joined token; larger than any where the pair has no merge."""
-    s = _pair_slot(pairs, left, right)
-    return pairs.values[s] if pairs.keys[s] else np.int64(1 << 62)
-
-
-@_outer
-def _fill_pairs(pairs, merges, joined):
-    for k in range(len(merges)):
-        s = _pair_slot(pairs, merges[k, 0], merges[k, 1])
-        pairs.keys[s] = (np.int64(merges[k, 0]) << 32 | np.int64(merges[k, 1])) + 1
-        pairs.values[s] = np.int64(k) << 32 | np.int64(joined[k])
-
-
-@_inner
-def _hash(data, begin, end):
-    h = np.uint64(14695981039346656037)  # FNV-1a
-    for i in range(begin, end):
-        h = (h ^ np.uint64(data[i])) * np.uint64(1099511628211)
-    return (h ^ h >> np.uint64(32)) | np.uint64(1)
-
-
-@_inner
-def _word_slot(words, h, data, begin, end):
-    """The slot of a piece, or the free one where it would go."""
-    mask = np.uint64(len(words.slots) - 1)
-    s = (h >> np.uint64(1)) & mask
-    while words.slots[s, 0]:
-        if words.slots[s, 0] == h and np.int64(words.slots[s, 3] >> np.uint64(32)) == end - begin:
-            start, i = words.slots[s, 1], np.uint64(begin)
-            while i < np.uint64(end) and words.letters[start] == data[i]:
-                start, i = start + np.uint64(1), i + np.uint64(1)
-            if i == np.uint64(end):
-                break
-        s = (s + np.uint64(1)) & mask
-    return s
-
-
-@_inner
-def _copy_ids(words, s, out, o):
-    """Write the ids of the piece in slot s to out[o:]; returns where they end."""
-    first = words.slots[s, 2]
-    for i in range(np.int64(words.slots[s, 3] & np.uint64(0xFFFFFFFF))):
-        out[o] = words.ids[first + np.uint64(i)]
-        o += 1
-    return o
-
-
-@_inner
-def _remember(words, s, h, data, begin, end, ids, first, last):
-    """Put a piece and its ids, ids[first:last], into the free slot s. A full table is emptied first."""
-    size, count = end - begin, last - first
-    if (
-        words.used[0] >= words.pieces[0]
-        or words.used[1] + size > len(words.letters)
-        or words.used[2] + count > len(words.ids)
-    ):
-        words.slots[:] = 0
-        words.used[:] = 0
-        s = _word_slot(words, h, data, begin, end)
-    letter, place = words.used[1], words.used[2]
-    for i in range(size):
-        words.letters[letter + i] = data[begin + i]
-    for i in range(count):
-        words.ids[place + i] = ids[first + i]
-    words.slots[s, 0], words.slots[s, 1], words.slots[s, 2] = h, letter, place
-    words.slots[s, 3] = size << 32 | count
-    words.used[0] += 1
-    words.used[1] += size
-    words.used[2] += count
-
-
-@_outer
-def _fill_words(words, letters, ends, ids):
-    begin = np.int64(0)
-    for k in range(len(ends)):
-        h = _hash(letters, begin, ends[k])
-        s = _word_slot(words, h, letters, begin, ends[k])
-        _remember(words, s, h, letters, begin, ends[k], ids, k, k + 1)
-        begin = ends[k]
-
-
-@_outer
-def _longest(ends):
-    """Bytes of the longest piece, at least SHORT."""
-    longest, begin = SHORT, 0
-    for k in range(len(ends)):
-        longest = max(longest, ends[k] - begin)
-        begin = ends[k]
-    return longest
-
-
-@_outer
-def _encode(data, ends, pairs, whole, cache, room, out):
-    """Write the ids of all pieces into `out`; returns how many. `room` [6, longest piece] is scratch."""
-    o, begin = np.int64(0), np.int64(0)
-    for k in range(len(ends)):
-        end = ends[k]
-        if end - begin == 1:
-            out[o] = pairs.byte_ids[data[begin]]
-            o += 1
-        elif end - begin > SHORT:
-            o = _whole_or_joined(data, begin, end, pairs, whole, room, out, o)
-        else:
-            h = _hash(data, begin, end)
-            s = _word_slot(cache, h, data, begin, end)
-            if cache.slots[s, 0]:
-                o = _copy_ids(cache, s, out, o)
-            else:
-                first = o
-                o = _whole_or_joined(data, begin, end, pairs, whole, room, out, o)
-                _remember(cache, s, h, data, begin, end, out, first, o)
-        begin = end
-    return o
-
-
-@_inner
-def _whole_or_joined(data, begin, end, pairs, whole, room, out, o):
-    """Ids of one piece into out[o:]; returns where they end."""
-    if whole.used[0]:
-        s = _word_slot(whole, _hash(data, begin, end), data, begin, end)
-        if whole.slots[s, 0]:
-            return _copy_ids(whole, s, out, o)
-    for i in range(end - begin):
-        out[o + i] = pairs.byte_ids[data[begin + i]]
-    ids = out[o : o + end - begin]
-    return o + (_scan(ids, pairs, room[0]) if end - begin <= SHORT else _heap(ids, pairs, room))
-
-
-@_inner
-def _scan(ids, pairs, values):
-    """Join in place; returns how many ids are left. values[i] is what _value says of ids[i], ids[i + 1]."""
-    n = len(ids)
-    for i in range(n - 1):
-        values[i] = _value(pairs, ids[i], ids[i + 1])
-    while n > 1:
-        best = 0
-        for i in range(1, n - 1):
-            if values[i] < values[best]:
-                best = i
-        if values[best] == 1 << 62:
-            break
-        ids[best] = values[best] & 0xFFFFFFFF
-        n -= 1
-        for i in range(best + 1, n):
-            ids[i] = ids[i + 1]
-            values[i - 1] = values[i]
-        if best:
-            values[best - 1] = _value(pairs, ids[best - 1], ids[best])
-        if best < n - 1:
-            values[best] = _value(pairs, ids[best], ids[best + 1])
-    return n
-
-
-@_inner
-def _heap(ids, pairs, room):
-    """The same through a heap of rank << 32 | place. A candidate whose pair has changed since is dropped when it comes
-    up: joining changed the rank at its place or took the place away."""
-    n = len(ids)
-    after, before, rank, heap = room[0], room[1], room[2], room[3:].reshape(-1)  # a join adds at most two to the heap
-    size = np.int64(0)
-    for i in range(n):
-        after[i], before[i] = i + 1, i - 1
-        rank[i] = _value(pairs, ids[i], ids[i + 1]) >> 32 if i + 1 < n else 1 << 30  # 1 << 30: no pair starts here
-        if rank[i] < 1 << 30:
-            heap[size] = rank[i] << 32 | i
-            size += 1
-    for i in range(size // 2, -1, -1):
-        _sink(heap, i, size)
-    while size:
-        top, i = heap[0] >> 32, heap[0] & 0xFFFFFFFF
-        size -= 1
-        heap[0] = heap[size]
-        _sink(heap, np.int64(0), size)
-        if top != rank[i]:
-            continue
-        j = after[i]
-        ids[i] = _value(pairs, ids[i], ids[j]) & 0xFFFFFFFF
-        rank[j] = 1 << 30
-        after[i] = after[j]
-        if after[i] < n:
-            before[after[i]] = i
-        for left in (before[i], i):
-            if left >= 0:
-                rank[left] = 1 << 30
-                if after[left] < n:
-                    rank[left] = _value(pairs, ids[left], ids[after[left]]) >> 32
-                if rank[left] < 1 << 30:
-                    size = _push(heap, size, rank[left] << 32 | left)
-    i, count = np.int64(0), 0
-    while i < n:
-        ids[count] = ids[i]
-        count += 1
-        i = after[i]
-    return count
-
-
-@_inner
-def _push(heap, size, item):
-    i = size
-    while i and heap[(i - 1) // 2] > item:
-        heap[i] = heap[(i - 1) // 2]
-        i = (i - 1) // 2
-    heap[i] = item
-    return size + 1
-
-
-@_inner
-def _sink(heap, i, size):
-    item = heap[i]
-    while 2 * i + 1 < size:
-        child = 2 * i + 1
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= item:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = item
 
 
 # ---------------------------------------------------------------- small parts

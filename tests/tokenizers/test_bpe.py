@@ -118,7 +118,7 @@ def test_long_pieces_are_linear_and_equal_to_short_ones(tokenizer):
 
 
 def test_a_full_cache_starts_afresh(tokenizer, monkeypatch):
-    monkeypatch.setattr("luthier.tokenizers.bpe.CACHE_PIECES", 8)
+    monkeypatch.setattr("luthier.tokenizers.bpe_encode.CACHE_PIECES", 8)
     tokenizer.forget()
     assert tokenizer.encode_ordinary(TEXT).tolist() == tokenizer.encode_reference(TEXT)
     tokenizer.forget()
