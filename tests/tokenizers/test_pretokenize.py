@@ -28,6 +28,30 @@ def test_scanner_cuts_where_regex_does(name, text):
     assert ends.tolist() == cuts(text, name)
 
 
+SETS = (
+    TRICKY,
+    "aA's \n",
+    "aB'sl \n/!1",
+    "a\n \t!",
+    "aA\u0301!' sS中",
+    "1 23a\n",
+    "  \n\n\ta!é",
+    "中，a1ǅ\u0301\u3000",
+    "'' aA!s",
+)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_long_strings_of_few_characters(name):
+    """Blocks of 64 bytes meet in every state: random strings over small alphabets, some with long runs."""
+    draw = np.random.default_rng(1)
+    for k in range(900):
+        letters = list(SETS[k % len(SETS)])
+        runs = draw.choice([1, 1, 1, 2, 3, 20, 70], 60) if k % 2 else np.ones(200, int)
+        text = "".join(letter * run for letter, run in zip(draw.choice(letters, len(runs)), runs, strict=True))
+        assert boundaries(text, name)[1].tolist() == cuts(text, name), text
+
+
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_code_point_between_letters_blanks_and_numerals(name):
     every = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
