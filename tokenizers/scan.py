@@ -254,8 +254,8 @@ def _high_bit(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def _ascii_masks(typingctx: Any, data: Any, i: Any) -> Any:
-    """Masks of data[i : i + 64]: a–z, A–Z, 0–9, white space, newlines, blanks, apostrophes, slashes, bytes that go on with
-    a character, bytes that begin one of several."""
+    """Masks of data[i : i + 64]: a–z, A–Z, 0–9, white space, newlines, blanks, apostrophes, slashes, bytes that go on
+    with a character, bytes that begin one of several."""
     vector = ir.VectorType(ir.IntType(8), 64)
 
     def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
