@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import inspect
 import json
-import platform
-import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from luthier.core.errors import ConfigError
 from luthier.scripts.cli import parse, run
 
+Often = tyro.conf.UseAppendAction
+
 
 @dataclass
 class Command:
     """Measure this library beside its peers on this machine: results are compared first, then times, in turn.
 
-    Goes in: what to measure; a text of your own, or the text that every machine has (Python's documentation).
+    Goes in: what to measure; texts and vocabularies of your own, or what every machine has.
 
-    Comes out: a table (median of ours and theirs, ratio above 1 where ours is better, whether the results are equal),
-    and as the last line one JSON document with machine, versions, commit and all rows.
+    Comes out: a table for each group of cases (ours and each peer, the ratio to the fastest of them, above 1 where ours
+    is better, and the noise), what it comes to, and as the last line one JSON document with machine, versions, commit
+    and all rows. Exit code 1 if a result is not equal.
 
-    Example: luthier bench tokenizers --text novel.txt --repeats 7
+    Example: luthier bench tokenizers --vocab cl100k_base.tiktoken --text novel.txt --only encode,cold
 
-    Takes about half a minute for tokenizers and two minutes for vectors. Peers that are not installed are left out:
+    Takes about three minutes for tokenizers and two for vectors. Peers that are not installed are left out:
     pip install -e ".[bench]" brings them.
     """
 
     what: tyro.conf.Positional[Literal["tokenizers", "vectors"]]
     """What to measure."""
-    text: Path | None = None
-    """Text file to measure on; left out, Python's own documentation."""
-    vocab: Path | None = None
-    """Only tokenizers: a file of tiktoken ranks (cl100k_base.tiktoken …) to encode with; left out, a trained one."""
+    text: Annotated[tuple[Path, ...], Often] = ()
+    """Text file to measure on; given several times, each is a kind of text. Left out: for tokenizers Python's
+    documentation and source and a made text of fourteen scripts, for vectors the documentation."""
+    vocab: Annotated[tuple[Path, ...], Often] = ()
+    """Only tokenizers: a vocabulary to encode with, tiktoken's ranks by their usual name (cl100k_base.tiktoken …), a
+    folder or tokenizer.json, or a SentencePiece .model; may be given several times. Left out: one is trained."""
+    only: str = ""
+    """Groups of cases to measure, with commas between; left out, all. tokenizers: encode, cold, threads, short, decode,
+    count, first, train."""
+    own: Annotated[str, tyro.conf.arg(name="with")] = ""
+    """FILE.py:FUNCTION of your own to race too. tokenizers: it is called with the vocabulary's file or folder and
+    returns an encoder, which is called with a text and returns its ids."""
+    against: Path | None = None
+    """A saved result: also print how each row changed since, and which changes are more than noise."""
     repeats: int = 5
-    """Times each tool is measured."""
+    """Times each tool is measured; a slow one sits out after some seconds."""
     save: bool = False
     """Also write the JSON to docs/benchmarks/WHAT-HARDWARE-MONTH.json."""
 
@@ -52,50 +62,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.repeats < 1:
         raise ConfigError(f"repeats = {command.repeats}: expected 1 or more")
     measure = import_module(f"luthier.core.benchmarks.{command.what}").run
-    given = {"text": command.text, "vocab": command.vocab, "repeats": command.repeats}
-    known = inspect.signature(measure).parameters
-    for name in (name for name in ("text", "vocab") if given[name] is not None and name not in known):
-        raise ConfigError(f"bench {command.what} takes no --{name}")
-    from luthier.core.benchmarks.timing import document
+    given = _arguments(command, measure)
+    from luthier.core.benchmarks import report
 
-    result = document(command.what, measure(**{name: value for name, value in given.items() if name in known}))
-    print_table(result)
+    then = report.read(command.against, command.what) if command.against else None
+    result = report.document(command.what, measure(**given))
+    colour = report.colourful()
+    print("\n" + report.tables(result, colour))
+    if then:
+        print("\n" + report.the_change(result, then, colour))
     if command.save:
-        print(f"saved as {save(result)}")
+        print(f"saved as {report.save(result)}")
     print(json.dumps(result, ensure_ascii=False))
     return 0 if all(row["equal"] for row in result["rows"]) else 1
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """The rows as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    machine = result["machine"]
-    table = Table(title=f"{result['bench']} on {machine['cpu']}, {machine['cores']} cores, load {machine['load']}")
-    for column in ("case", "metric", "ours", "20–80%", "peer", "theirs", "ratio", "equal"):
-        table.add_column(column, justify="right" if column in ("ours", "theirs", "ratio") else "left")
-    for row in result["rows"]:
-        spread = f"{_shown(row.get('p20'))}–{_shown(row.get('p80'))}"
-        numbers = (_shown(row["theirs"]), _shown(row["ratio"]), "yes" if row["equal"] else "NO")
-        table.add_row(row["case"], row["metric"], _shown(row["ours"]), spread, row["peer"], *numbers)
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def save(result: dict[str, Any]) -> Path:
-    """Write the document to docs/benchmarks/ and return its path."""
-    from luthier.core.artifacts import write_json
-
-    hardware = re.sub(r"[^a-z0-9]+", "-", (result["machine"]["cpu"] or platform.machine()).lower()).strip("-")
-    path = Path("docs/benchmarks") / f"{result['bench']}-{hardware}-{time.strftime('%Y-%m')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
-    return path
+def _arguments(command: Command, measure: Callable[..., Any]) -> dict[str, Any]:
+    """What this benchmark takes. Raises ConfigError for a flag that it does not."""
+    known = inspect.signature(measure).parameters
+    flags = {
+        "texts": ("text", command.text),
+        "vocabs": ("vocab", command.vocab),
+        "only": ("only", tuple(name.strip() for name in command.only.split(",") if name.strip())),
+        "own": ("with", command.own or None),
+        "repeats": ("repeats", command.repeats),
+    }
+    if "text" in known and len(command.text) < 2:  # one that measures on a single text
+        flags["text"] = ("text", command.text[0] if command.text else None)
+        del flags["texts"]
+    for name, (flag, value) in flags.items():
+        if value and name not in known:
+            raise ConfigError(f"bench {command.what} takes no {'second ' * (flag == 'text')}--{flag}")
+    return {name: value for name, (_, value) in flags.items() if name in known}
 
 
 if __name__ == "__main__":

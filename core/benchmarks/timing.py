@@ -1,39 +1,161 @@
-"""How a benchmark measures: ours and the peers in turn, medians, and a ratio above 1 where ours is better.
+"""How a benchmark measures: first equal, then timed in turn, medians, and a ratio above 1 where ours is better.
 
 A machine warms up, slows down and does other work in between. Measured one after the other, the second tool gets
 another machine than the first; measured in turn (ours, theirs, ours, theirs, …) both get the same one. The median
-leaves out the moments when something else ran; the 20th and 80th percentiles say how steady it was.
+leaves out the moments when something else ran; the 20th and 80th percentiles say how steady it was; and ours against
+ours once more, in the same turn, says how far a ratio may be from 1 by chance.
+
+    race        the whole of it for one case: check each tool's result, time them in turn, return the rows
+    Tool        what is raced: a call, how much work it does, how its result is checked, what is made ready before it
+    in_child    run a function in a fresh process: its own environment (threads), and the memory it took at most
+    load_own    a user's function out of a file, to be raced too
+
+A row says: in `case` (of `group`) ours came to `ours` (`p20`–`p80`) of `metric` and `peer` to `theirs`; `ratio` above 1
+is ours better, whatever the metric; `equal`: the result passed the check that `check` names.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib.util
+import multiprocessing
 import os
-import platform
-import re
-import subprocess
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Row", "document", "rate_row", "seconds_in_turn", "seconds_row"]
+from luthier.core.console import say
+from luthier.core.errors import ConfigError
+
+__all__ = [
+    "AGAIN",
+    "Row",
+    "Tool",
+    "in_child",
+    "load_own",
+    "race",
+    "rate_row",
+    "rows_of",
+    "seconds_in_turn",
+    "seconds_row",
+    "thread_counts",
+]
 
 Row = dict[str, Any]
+AGAIN = "ours again"  # the peer of a row that shows the noise
+BUDGET = 8.0  # seconds a tool may take in one race before it sits out the rounds that are left
+
+
+class Tool(NamedTuple):
+    """One side of a race. `call` is timed; it is given what `prepare` made, where there is a `prepare`, which is not.
+    `amount` is the work of one call in the unit of the metric; `same` judges the result of a first call, which is not
+    timed (None: it was judged before)."""
+
+    call: Callable[..., Any]
+    amount: float = 1.0
+    same: Callable[[Any], bool] | None = lambda _: True
+    prepare: Callable[[], Any] | None = None
+
+    def run(self) -> tuple[Any, float, float]:
+        """Result, seconds of the call, seconds of making ready; dropping the result is left to the caller, untimed."""
+        started = time.perf_counter()
+        given = () if self.prepare is None else (self.prepare(),)
+        ready = time.perf_counter()
+        result = self.call(*given)
+        return result, time.perf_counter() - ready, ready - started
+
+
+# ---------------------------------------------------------------- races
+
+
+def race(
+    case: str,
+    metric: str,
+    tools: Mapping[str, Tool],
+    repeats: int,
+    *,
+    group: str = "",
+    check: str = "",
+    noise: bool = True,
+    budget: float = BUDGET,
+) -> list[Row]:
+    """Check every tool's result, then time them in turn; `tools` holds "ours" and the peers by name. A metric that ends
+    in "/s" is an amount a second; any other is time a unit of work, in the unit it begins with (s, ms, µs).
+
+    A slow tool sits out once it has taken `budget` seconds, after one round at least."""
+    say(f"  {case}")
+    equal = {name: tool.same is None or bool(tool.same(tool.run()[0])) for name, tool in tools.items()}
+    again = {AGAIN: tools["ours"]} if noise else {}
+    taken = _rounds({**tools, **again}, repeats, budget)
+    values = {
+        name: [_value(metric, tool.amount, seconds) for seconds in taken[name]]
+        for name, tool in {**tools, **again}.items()
+    }
+    return rows_of(case, metric, values, {**equal, AGAIN: True}, group=group, check=check)
+
+
+def _rounds(tools: Mapping[str, Tool], repeats: int, budget: float) -> dict[str, list[float]]:
+    """Seconds of each call, the tools taking turns; the garbage collector waits for the end of a round."""
+    taken: dict[str, list[float]] = {name: [] for name in tools}
+    spent = dict.fromkeys(tools, 0.0)
+    for _ in range(repeats):
+        gc.collect()
+        gc.disable()
+        try:
+            for name, tool in tools.items():
+                if not taken[name] or spent[name] < budget:
+                    _, seconds, before = tool.run()
+                    taken[name].append(seconds)
+                    spent[name] += seconds + before
+        finally:
+            gc.enable()
+    return taken
+
+
+def _value(metric: str, amount: float, seconds: float) -> float:
+    if metric.endswith("/s"):
+        return amount / seconds
+    return seconds / amount * {"s": 1.0, "ms": 1e3, "µs": 1e6}[metric.split()[0]]
+
+
+def rows_of(
+    case: str,
+    metric: str,
+    values: Mapping[str, Sequence[float]],
+    equal: Mapping[str, bool],
+    *,
+    group: str = "",
+    check: str = "",
+    more_is_better: bool | None = None,
+) -> list[Row]:
+    """One row for each tool that is not "ours"; a single one without a peer if ours is alone."""
+    better_is_more = metric.endswith("/s") if more_is_better is None else more_is_better
+    ours, fine = values["ours"], equal.get("ours", True)
+    others = [name for name in values if name != "ours"] or ["none"]
+    return [
+        {
+            **_row(
+                case, metric, ours, n, values.get(n, []), fine and equal.get(n, True), better_is_more=better_is_more
+            ),
+            "group": group,
+            "check": check,
+        }
+        for n in others
+    ]
 
 
 def seconds_in_turn(tools: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, the tools taking turns; one round before, not counted, warms them up."""
-    taken: dict[str, list[float]] = {name: [] for name in tools}
-    for round_number in range(repeats + 1):
-        for name, call in tools.items():
-            started = time.perf_counter()
-            call()
-            if round_number:
-                taken[name].append(time.perf_counter() - started)
-    return taken
+    for call in tools.values():
+        call()
+    return _rounds({name: Tool(call) for name, call in tools.items()}, repeats, float("inf"))
 
 
 def rate_row(
@@ -62,7 +184,7 @@ def _row(
     better_is_more: bool,
 ) -> Row:
     mine = float(np.median(ours))
-    other = float(np.median(theirs)) if theirs else None
+    other = float(np.median(theirs)) if len(theirs) else None
     ratio = None if other is None else mine / other if better_is_more else other / mine
     p20, p80 = (float(p) for p in np.percentile(ours, [20, 80]))
     return {
@@ -82,46 +204,93 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def document(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """The result as it is stored: what, where, with which versions, and the rows."""
-    versions = {}
-    for package in ("luthier", "numpy", "numba", "torch", "regex", "tiktoken", "tokenizers", "gensim"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "bench": bench,
-        "machine": {
-            "system": platform.system(),
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
-            "python": platform.python_version(),
-        },
-        "versions": versions,
-        "threads": {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
-        "commit": _commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rows": list(rows),
-    }
+def thread_counts(most: int | None = None) -> list[int]:
+    """1, 2, 4, … and all cores."""
+    cores = most or os.cpu_count() or 1
+    return sorted({*(1 << k for k in range(cores.bit_length()) if 1 << k < cores), cores})
 
 
-def _cpu() -> str:
-    """The processor's name where the system tells it, otherwise its architecture."""
-    facts = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", facts.read_text()) if facts.is_file() else None
-    return found.group(1) if found else platform.processor() or platform.machine()
+# ---------------------------------------------------------------- a process of its own
 
 
-def _commit() -> str:
-    """The commit of the source tree that runs, with `+` if it was changed since; empty for an installed wheel."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
+class Child(NamedTuple):
+    """What a function in a process of its own came to. `peak` is the most memory, in bytes, that the process held while
+    the function ran, `before` what it held when the function began: imports and arguments."""
+
+    result: Any
+    seconds: float
+    peak: int
+    before: int
+
+
+def in_child(function: Callable[..., Any], *args: Any, environment: Mapping[str, str] | None = None) -> Child:
+    """`function(*args)` in a spawned process, with `environment` set before anything is imported there. What libraries
+    print goes to stderr. `function` is named by its module, so it and `args` can be pickled. Raises what it raised."""
+    here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(there, function, args))
+    kept = {name: os.environ.get(name) for name in environment or {}}
+    os.environ.update(environment or {})
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+        process.start()
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    there.close()
+    try:
+        outcome = here.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{function.__name__} died in its process (exit code {process.exitcode})") from None
+    process.join()
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _child(answer: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.dup2(2, 1)
+    before = _forget_peak()
+    started = time.perf_counter()
+    try:
+        result = function(*args)
+        answer.send(Child(result, time.perf_counter() - started, peak_memory(), before))
+    except BaseException as error:  # sent to the parent, which raises it
+        answer.send(error)
+
+
+def peak_memory() -> int:
+    """Bytes this process held at most. Linux's own count of the process, as ru_maxrss also counts its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _forget_peak() -> int:
+    """Let the peak begin from now, where the system can; returns bytes held now."""
+    with contextlib.suppress(OSError):  # where it cannot, the peak also counts the imports
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
+# ---------------------------------------------------------------- a user's own
+
+
+def load_own(given: str) -> tuple[str, Callable[..., Any]]:
+    """Name and function of `FILE.py:FUNCTION`. Raises ConfigError that says what is missing."""
+    file, _, name = given.rpartition(":")
+    path = Path(file)
+    if not file or not name.isidentifier():
+        raise ConfigError(f"--with {given}: expected FILE.py:FUNCTION")
+    if not path.is_file():
+        raise ConfigError(f"--with {given}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--with {given}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"--with {given}: {path} has no function {name}")
+    return f"{name} ({path.name})", function

@@ -1,206 +1,358 @@
-"""Our tokenizer beside tiktoken and Hugging Face's tokenizers: first equal, then timed in turn.
+"""Our tokenizers beside the others: first the same ids, then timed in turn.
 
-    train       the same text, pattern and vocabulary size; equal: the same merges in the same order
-    encode      warm: pieces met before are in the cache, as in a long run; cold: the first pass over a text with a new
-                tokenizer, everything compiled. Arrays against arrays (tiktoken's encode_to_numpy), lists against lists
-                (tokenizers has no arrays); equal: the same ids for the whole text
-    short       a text of 100 bytes, one call at a time
-    decode      ids to text; equal: the text itself
+    encode      a whole text, warm: its pieces were met before, as in a long run. Arrays against arrays, lists against
+                lists: making a list of numbers takes longer than finding them
+    cold        the first pass over a text of a tokenizer that was just loaded, everything compiled; beside it loading,
+                and loading together with the first pass, so that nothing that was made ready at loading is hidden
+    threads     documents of 4,000 characters on 1, 2, 4, … threads, each tool with the output it makes fastest
+    short       strings of 100 B, 1 kB and 10 kB, each met before: the cost of a call
+    decode      ids to text, from an array and from a list
+    count       how many ids, without having them
+    first       a fresh process: import, load, first ids; our compiled code on disk, and not
+    train       the same text, pattern and number of ids; equal: the same merges in the same order, or what the row's
+                `check` says of a tool that breaks ties or splits otherwise. Beside it the memory each takes
+    unigram     unigram training beside sentencepiece's; equal: the text's likelihood within 0.5%
 
-A peer that is not installed has no rows. The last row is ours against ours: how far a ratio may be from 1 by chance.
+Slow tools are given the first million characters of a text and their rate is of those. A tool that is not installed, or
+that cannot read the vocabulary, has no column.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
-from importlib import metadata
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from luthier.core.benchmarks.timing import Row, rate_row, seconds_in_turn, seconds_row
+import numpy as np
+
+from luthier.core.benchmarks.texts import Kind, documents, kinds
+from luthier.core.benchmarks.timing import Row, Tool, in_child, race, thread_counts
+from luthier.core.benchmarks.tokenizer_peers import FOLDER, Peer, Vocabulary, flat, peers, vocabulary
+from luthier.core.benchmarks.tokenizer_training import train
 from luthier.core.console import say
-from luthier.core.errors import InputError
-from luthier.tokenizers.bpe import Tokenizer
-from luthier.tokenizers.bpe_train import train_bpe
-from luthier.tokenizers.formats import load_tiktoken, tokenizer_files
-from luthier.tokenizers.pretokenize import PATTERNS
+from luthier.core.errors import ConfigError, did_you_mean
 
-__all__ = ["run"]
+__all__ = ["GROUPS", "run"]
 
-VOCAB_SIZE = 4096
-MOST = 8_000_000  # characters of the text that are used
-SHORT = 100  # bytes
-VOCABULARIES = {"r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}
+DEFAULT_SIZE = 8000  # ids of the vocabulary that is trained where none is given
+SHORT = {"100 B": 100, "1 kB": 1000, "10 kB": 10_000}
+SHORT_BYTES = 200_000  # of the text, cut into short strings
+IDS = "the same ids"
+# Strings that encoders get wrong: only a user's own is asked for them.
+STRANGE = (
+    "",
+    " ",
+    "\n",
+    "\r\n\r\n  x",
+    "a" * 1000,
+    " " * 70 + "x" + " " * 70,
+    "\t \t\n \n",
+    "I'm we'LL 'ſ it’s 'RE 'd",
+    "12345678 ١٢٣ ½ Ⅻ 3.14e-5",
+    "naïve 東京 ไทย हिन्दी 한국어 é e\u0301 \u200d👩\u200d👩\u200d👧",
+    "\x00\x7f\x80\u0085\u00a0\u1680\u2028\u3000\ufeff\U0010ffff",
+    "<|endoftext|> camelCaseHTTPServer ÀÉ aǅb",
+)
 
 
-def run(*, text: Path | None = None, vocab: Path | None = None, repeats: int = 5) -> list[Row]:
-    """All rows. `text` is the file to work on, by default Python's own documentation; `vocab` a file of tiktoken ranks
-    to encode with, by default the vocabulary that is trained first. Raises InputError for files it cannot use."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    name, content = _text(text)
-    rows, tokenizer = _training(name, content, repeats)
-    if vocab is not None:
-        tokenizer, name = _vocabulary(vocab), f"{vocab.stem}, {name}"
-    for case in (_encoding, _short, _decoding):
-        rows += case(name, content, tokenizer, repeats)
+class Case(NamedTuple):
+    """What the cases of a vocabulary share: the tools, loaded once, and the texts."""
+
+    vocabulary: Vocabulary
+    kinds: Sequence[Kind]
+    peers: Mapping[str, Peer]
+    loaded: Mapping[str, Any]
+    repeats: int
+    own: str | None
+
+    def label(self, kind: Kind) -> str:
+        return f"{self.vocabulary.name}, {kind.name}, {kind.megabytes:.1f} MB"
+
+
+def run(
+    *,
+    texts: Sequence[Path] = (),
+    vocabs: Sequence[Path] = (),
+    repeats: int = 5,
+    only: Sequence[str] = (),
+    own: str | None = None,
+) -> list[Row]:
+    """All rows. `texts`: files, each a kind of text; `vocabs`: vocabularies to encode with, by default one that is
+    trained on the texts; `only` some of GROUPS; `own` a user's encoder (see tokenizer_peers.users)."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    wanted = list(only) or list(GROUPS)
+    for name in wanted:
+        if name not in GROUPS:
+            raise ConfigError(
+                f"--only {name}: no such group{did_you_mean(name, GROUPS)} (there are {', '.join(GROUPS)})"
+            )
+    read = kinds(texts)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
+        if any(name in wanted for name in OF_A_VOCABULARY):
+            for one in [vocabulary(file) for file in vocabs] or [_trained(read, Path(folder))]:
+                case = _case(one, read, repeats, own)
+                for name in (name for name in wanted if name in OF_A_VOCABULARY):
+                    say(f"{name}, {one.name}")
+                    rows += OF_A_VOCABULARY[name](case)
+    for name in (name for name in wanted if name in TRAINING):
+        for kind in read:
+            say(f"{name}, {kind.name}")
+            rows += TRAINING[name](kind, repeats)
     return rows
 
 
-def _text(file: Path | None) -> tuple[str, str]:
-    if file is not None:
-        from luthier.core.data.texts import read_texts
+def _trained(read: Sequence[Kind], folder: Path) -> Vocabulary:
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import save_tokenizer
 
-        return file.name, "\n\n".join(t.text for t in read_texts([file]))[:MOST]
-    from luthier.core.data.general import python_documentation
-
-    return "python documentation", "\n\n".join(text for _, text in python_documentation())
-
-
-def _vocabulary(file: Path) -> Tokenizer:
-    if file.stem not in VOCABULARIES:
-        raise InputError(f"{file}: unknown vocabulary; expected a file named {', '.join(VOCABULARIES)}.tiktoken")
-    return load_tiktoken(file, pattern=VOCABULARIES[file.stem])
+    say(f"training a vocabulary of {DEFAULT_SIZE:,} ids to encode with")
+    save_tokenizer(train_bpe([kind.text for kind in read], DEFAULT_SIZE), folder)
+    return Vocabulary("trained", folder, FOLDER)
 
 
-# ---------------------------------------------------------------- peers
+def _case(one: Vocabulary, read: Sequence[Kind], repeats: int, own: str | None) -> Case:
+    tools = peers(one, own)
+    say(f"{one.name}: {', '.join(tools)}")
+    return Case(one, read, tools, {name: peer.load() for name, peer in tools.items()}, repeats, own)
 
 
-def _tiktoken(tokenizer: Tokenizer) -> Any:
-    """The same vocabulary in tiktoken, or None."""
-    try:
-        import tiktoken
-    except ImportError:
-        return None
-    pattern = PATTERNS.get(tokenizer.pattern, tokenizer.pattern)
-    return tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=tokenizer.ids_of_bytes, special_tokens={})
+# ---------------------------------------------------------------- encoding
 
 
-def _hugging_face(tokenizer: Tokenizer) -> Any:
-    """The same vocabulary in Hugging Face's tokenizers, or None."""
-    try:
-        import tokenizers
-    except ImportError:
-        return None
-    return tokenizers.Tokenizer.from_str(tokenizer_files(tokenizer)["tokenizer.json"])
+def _encode(case: Case) -> list[Row]:
+    rows = []
+    for output in ("arrays", "lists"):
+        for kind in case.kinds:
+            tools = _tools(case, kind, output)
+            group = f"encode, warm, to {output}"
+            rows += race(case.label(kind), "MB/s", tools, case.repeats, group=group, check=IDS)
+    return rows
 
 
-def _label(package: str) -> str:
-    return f"{package} {metadata.version(package)}"
+def _tools(case: Case, kind: Kind, output: str) -> dict[str, Tool]:
+    """Everyone who has this `output` (a field of Peer), on the whole of the text or as much as a slow one is given."""
+    right = _Right(case, kind)
+    tools = {}
+    for name, peer in case.peers.items():
+        call, part = getattr(peer, output), kind.first(peer.most)
+        if call is None:
+            continue
+
+        def encode(call: Any = call, given: Any = case.loaded[name], text: str = part.text) -> Any:
+            return call(given, text)
+
+        tools[name] = Tool(encode, part.megabytes, right.check(peer, part))
+    return tools
 
 
-# ---------------------------------------------------------------- cases
+class _Right:
+    """Our ids of a text, or of its first part, made once."""
 
+    def __init__(self, case: Case, kind: Kind) -> None:
+        self._tokenizer, self._case, self._ids = case.loaded["ours"], case, {}
 
-def _training(name: str, text: str, repeats: int) -> tuple[list[Row], Tokenizer]:
-    say(f"training {VOCAB_SIZE:,} ids on {name}")
-    ours = train_bpe([text], VOCAB_SIZE)
-    tools: dict[str, Callable[[], Any]] = {"ours": lambda: train_bpe([text], VOCAB_SIZE)}
-    equal = True
-    peer = _hugging_face_trainer(text)
-    if peer is not None:
-        tools["theirs"] = peer
-        equal = _merges(peer()) == [(ours.tokens[left], ours.tokens[right]) for left, right in ours.merges.tolist()]
-    taken = seconds_in_turn(tools, min(repeats, 3))
-    case = f"train {VOCAB_SIZE:,} ids, {name}, {len(text.encode()) / 1e6:.1f} MB, 1 thread"
-    label = _label("tokenizers") if peer else "none"
-    return [seconds_row(case, "s", taken["ours"], label, taken.get("theirs", []), equal)], ours
+    def check(self, peer: Peer, part: Kind) -> Callable[[Any], bool]:
+        if len(part.text) not in self._ids:
+            self._ids[len(part.text)] = flat(self._tokenizer.encode_ordinary(part.text))
+        ids = self._ids[len(part.text)]
+        return lambda found: np.array_equal(flat(found), ids) and (not peer.strict or self._strange(peer))
 
-
-def _hugging_face_trainer(text: str) -> Callable[[], Any] | None:
-    try:
-        from tokenizers import Regex, models, pre_tokenizers, trainers
-        from tokenizers import Tokenizer as HuggingFace
-    except ImportError:
-        return None
-
-    def train() -> Any:
-        tokenizer: Any = HuggingFace(models.BPE())
-        split = pre_tokenizers.Split(Regex(PATTERNS["llama3"]), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-        trainer = trainers.BpeTrainer(
-            vocab_size=VOCAB_SIZE,
-            min_frequency=2,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+    def _strange(self, peer: Peer) -> bool:
+        own = self._case.loaded[peer.name]
+        return all(
+            peer.lists is not None and peer.lists(own, text) == self._tokenizer.encode_ordinary(text).tolist()
+            for text in STRANGE
         )
-        tokenizer.train_from_iterator([text], trainer)
-        return tokenizer
-
-    return train
 
 
-def _merges(hugging_face: Any) -> list[tuple[bytes, bytes]]:
-    import json
-
-    from luthier.tokenizers.formats import unspell
-
-    return [(unspell(a), unspell(b)) for a, b in json.loads(hugging_face.to_str())["model"]["merges"]]
-
-
-def _encoding(name: str, text: str, tokenizer: Tokenizer, repeats: int) -> Iterator[Row]:
-    say(f"encoding {name}")
-    ids, size = tokenizer.encode_ordinary(text).tolist(), len(text.encode()) / 1e6
-
-    def cold() -> Any:
-        tokenizer.forget()
-        return tokenizer.encode_ordinary(text)
-
-    def warm() -> Any:
-        return tokenizer.encode_ordinary(text)
-
-    if peer := _tiktoken(tokenizer):
-
-        def theirs() -> Any:
-            return peer.encode_to_numpy(text, disallowed_special=())
-
-        equal, label = theirs().tolist() == ids, _label("tiktoken")
-        taken = seconds_in_turn({"ours": warm, "theirs": theirs}, repeats)
-        yield rate_row(f"encode {name} warm, 1 thread", "MB/s", size, taken["ours"], label, taken["theirs"], equal)
-        taken = seconds_in_turn({"ours": cold, "theirs": theirs}, repeats)
-        yield rate_row(f"encode {name} cold, 1 thread", "MB/s", size, taken["ours"], label, taken["theirs"], equal)
-    if peer := _hugging_face(tokenizer):
-        equal, label = peer.encode(text).ids == ids, _label("tokenizers")
-        lists: dict[str, Callable[[], Any]] = {
-            "ours": lambda: warm().tolist(),
-            "theirs": lambda: peer.encode(text).ids,
+def _cold(case: Case) -> list[Row]:
+    rows = []
+    who = {name: peer for name, peer in case.peers.items() if peer.arrays}
+    for kind in case.kinds:
+        tools = {
+            name: tool._replace(call=_arrays_of(case.peers[name], kind.text), prepare=_just_loaded(case, name))
+            for name, tool in _tools(case, kind, "arrays").items()
         }
-        taken = seconds_in_turn(lists, min(repeats, 3))
-        case = f"encode {name} warm to a list, 1 thread"
-        yield rate_row(case, "MB/s", size, taken["ours"], label, taken["theirs"], equal)
-    taken = seconds_in_turn({"ours": warm, "again": warm}, repeats)
-    yield rate_row(f"encode {name} warm, against itself", "MB/s", size, taken["ours"], "ours", taken["again"], True)
+        rows += race(case.label(kind), "MB/s", tools, case.repeats, group="encode, cold, to arrays", check=IDS)
+    loading = {name: Tool(peer.load) for name, peer in case.peers.items() if peer.loads}
+    rows += race(case.vocabulary.name, "ms", loading, case.repeats, group="load")
+    first = {name: Tool(_load_and_encode(peer, case.kinds[0].text)) for name, peer in who.items() if peer.loads}
+    group = "load and first pass, to arrays"
+    return rows + race(case.label(case.kinds[0]), "ms", first, case.repeats, group=group)
 
 
-def _short(name: str, text: str, tokenizer: Tokenizer, repeats: int) -> Iterator[Row]:
-    piece, calls = text[1000 : 1000 + SHORT], 1000
-    if peer := _tiktoken(tokenizer):
-
-        def ours() -> None:
-            for _ in range(calls):
-                tokenizer.encode_ordinary(piece)
-
-        def theirs() -> None:
-            for _ in range(calls):
-                peer.encode_to_numpy(piece, disallowed_special=())
-
-        equal = tokenizer.encode_ordinary(piece).tolist() == peer.encode_ordinary(piece)
-        taken = seconds_in_turn({"ours": ours, "theirs": theirs}, repeats)
-        case, label = f"encode {SHORT} characters, {name}", _label("tiktoken")
-        yield seconds_row(case, "µs a call", taken["ours"], label, taken["theirs"], equal, 1e6 / calls)
+def _arrays_of(peer: Peer, text: str) -> Callable[[Any], Any]:
+    assert peer.arrays is not None
+    return lambda given, encode=peer.arrays: encode(given, text)
 
 
-def _decoding(name: str, text: str, tokenizer: Tokenizer, repeats: int) -> Iterator[Row]:
-    say(f"decoding {name}")
-    ids = tokenizer.encode_ordinary(text)
-    numbers = ids.tolist()
-    if peer := _tiktoken(tokenizer):
-        tools: dict[str, Callable[[], Any]] = {
-            "ours": lambda: tokenizer.decode(ids),
-            "theirs": lambda: peer.decode(numbers),
+def _just_loaded(case: Case, name: str) -> Callable[[], Any]:
+    """A tool without a cache is as cold when it was loaded long ago."""
+    return case.peers[name].load if case.peers[name].cache else lambda: case.loaded[name]
+
+
+def _load_and_encode(peer: Peer, text: str) -> Callable[[], Any]:
+    encode = _arrays_of(peer, text)
+    return lambda: encode(peer.load())
+
+
+def _short(case: Case) -> list[Row]:
+    rows = []
+    for output in ("arrays", "lists"):
+        for kind in case.kinds:
+            for name, size in SHORT.items():
+                strings = _strings(kind.text, size)
+                tools = {
+                    peer.name: _loop(getattr(peer, output), case.loaded[peer.name], strings, case.loaded["ours"])
+                    for peer in case.peers.values()
+                    if getattr(peer, output)
+                }
+                label, group = f"{case.vocabulary.name}, {kind.name}, {name}", f"short strings, to {output}"
+                rows += race(label, "µs a call", tools, case.repeats, group=group, check=IDS, budget=1.0)
+    return rows
+
+
+def _strings(text: str, size: int) -> list[str]:
+    """Strings of `size` bytes, one after the other out of the text."""
+    data = text[:SHORT_BYTES].encode("utf-8")[:SHORT_BYTES]
+    return [data[i : i + size].decode("utf-8", "ignore") for i in range(0, max(len(data) - size, 0) + 1, size)]
+
+
+def _loop(call: Any, given: Any, strings: Sequence[str], tokenizer: Any) -> Tool:
+    def every() -> list[Any]:
+        return [call(given, text) for text in strings]
+
+    def same(found: list[Any]) -> bool:
+        return all(
+            np.array_equal(flat(ids), flat(tokenizer.encode_ordinary(text)))
+            for ids, text in zip(found, strings, strict=True)
+        )
+
+    return Tool(every, len(strings), same)
+
+
+def _count(case: Case) -> list[Row]:
+    rows = []
+    for kind in case.kinds:
+        tools = {
+            name: tool._replace(same=_same_number(case, kind.first(case.peers[name].most).text))
+            for name, tool in _tools(case, kind, "count").items()
         }
-        equal, size = tokenizer.decode(ids) == text == peer.decode(numbers), len(text.encode()) / 1e6
-        taken = seconds_in_turn(tools, repeats)
-        yield rate_row(f"decode {name}", "MB/s", size, taken["ours"], _label("tiktoken"), taken["theirs"], equal)
+        rows += race(case.label(kind), "MB/s", tools, case.repeats, group="count", check="the same number")
+    return rows
+
+
+def _same_number(case: Case, text: str) -> Callable[[Any], bool]:
+    return lambda number: number == len(case.loaded["ours"].encode_ordinary(text))
+
+
+# ---------------------------------------------------------------- threads
+
+
+def _threads(case: Case) -> list[Row]:
+    rows = []
+    for threads in thread_counts():
+        environment = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
+        work = (case.vocabulary, case.kinds, threads, case.repeats, case.own)
+        rows += in_child(_threads_here, *work, environment=environment).result
+    return rows
+
+
+def _threads_here(one: Vocabulary, read: Sequence[Kind], threads: int, repeats: int, own: str | None) -> list[Row]:
+    """In a process of its own, because the Rust packages choose their number of threads once."""
+    tools = {name: peer for name, peer in peers(one, own).items() if peer.batch}
+    loaded = {name: peer.load() for name, peer in tools.items()}
+    rows = []
+    for kind in read:
+        raced = {}
+        for name, peer in tools.items():
+            part = kind.first(peer.most)
+            texts = documents(part.text)
+            right = flat(tools["ours"].batch(loaded["ours"], texts, 1))  # type: ignore[misc]
+            raced[name] = Tool(
+                lambda peer=peer, texts=texts, name=name: peer.batch(loaded[name], texts, threads),
+                part.megabytes,
+                lambda found, right=right: np.array_equal(flat(found), right),
+            )
+        label = f"{one.name}, {kind.name}, {threads} thread{'s' * (threads > 1)}"
+        rows += race(label, "MB/s", raced, repeats, group="encode, documents of 4,000 characters", check=IDS)
+    return rows
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def _decode(case: Case) -> list[Row]:
+    rows = []
+    for source in ("arrays", "lists"):
+        for kind in case.kinds:
+            tools = {}
+            for name, peer in case.peers.items():
+                call, part = getattr(peer, f"from_{source}"), kind.first(peer.most)
+                if call is None:
+                    continue
+                ids = case.loaded["ours"].encode_ordinary(part.text)
+                text, given = case.loaded["ours"].decode(ids), ids if source == "arrays" else ids.tolist()
+                tools[name] = Tool(
+                    lambda call=call, given=given, name=name: call(case.loaded[name], given),
+                    part.megabytes,
+                    lambda found, text=text: found == text,
+                )
+            group = f"decode, from {source}"
+            rows += race(case.label(kind), "MB/s", tools, case.repeats, group=group, check="the same text")
+    return rows
+
+
+# ---------------------------------------------------------------- a fresh process
+
+FIRST = """
+import json, sys
+from pathlib import Path
+from luthier.core.benchmarks.tokenizer_peers import Vocabulary, first_ids
+package, name, file, kind, pattern = sys.argv[1:]
+print(json.dumps(first_ids(package, Vocabulary(name, Path(file), kind, pattern), "The first text.")))
+"""
+
+
+def _first(case: Case) -> list[Row]:
+    """From the start of the process until the ids are there, our compiled code kept from an earlier process or not."""
+    right = case.loaded["ours"].encode_ordinary("The first text.").tolist()
+    packages = {name: name.split()[0] for name in case.peers if name.split()[0] in ("ours", "tiktoken", "gigatoken")}
+    with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
+        tools = {
+            name: Tool(lambda p=package: _fresh(p, case.vocabulary, f"{folder}/full"), same=lambda ids: ids == right)
+            for name, package in packages.items()
+        }
+        empty = Tool(
+            lambda: _fresh("ours", case.vocabulary, tempfile.mkdtemp(dir=folder)), same=lambda ids: ids == right
+        )
+        label, group = case.vocabulary.name, "first ids of a fresh process"
+        rows = race(f"{label}, compiled code kept", "s", tools, case.repeats, group=group, check=IDS)
+        once = {"ours": empty}
+        return rows + race(f"{label}, nothing compiled", "s", once, 1, group=group, check=IDS, noise=False)
+
+
+def _fresh(package: str, one: Vocabulary, cache: str) -> list[int]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    command = [sys.executable, "-c", FIRST, package, one.name, str(one.file), one.kind, one.pattern]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+OF_A_VOCABULARY: dict[str, Callable[[Case], list[Row]]] = {
+    "encode": _encode,
+    "cold": _cold,
+    "threads": _threads,
+    "short": _short,
+    "decode": _decode,
+    "count": _count,
+    "first": _first,
+}
+TRAINING: dict[str, Callable[[Kind, int], list[Row]]] = {"train": train}
+GROUPS = (*OF_A_VOCABULARY, *TRAINING)

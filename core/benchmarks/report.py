@@ -1,0 +1,315 @@
+"""What a benchmark hands out: the document that is stored, the tables that are read, the change since another time.
+
+Nothing but the standard library is imported here: a rented GPU machine has little more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from luthier.core.benchmarks.timing import AGAIN, Row
+from luthier.core.errors import InputError
+
+__all__ = ["document", "read", "save", "tables", "the_change"]
+
+PACKAGES = (
+    *("luthier", "numpy", "numba", "torch", "triton", "regex", "tiktoken", "tokenizers", "transformers", "gigatoken"),
+    *("bpe-openai", "rustbpe", "sentencepiece", "gensim"),
+)
+
+# ---------------------------------------------------------------- the document
+
+
+def document(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The result as it is stored: what, where, with which versions, and the rows."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "bench": bench,
+        "machine": {
+            "system": platform.system(),
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 2),
+            "python": platform.python_version(),
+        },
+        "versions": versions,
+        "threads": {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
+        "commit": _commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "rows": list(rows),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name where the system tells it, otherwise its architecture."""
+    facts = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", facts.read_text()) if facts.is_file() else None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, with `+` if it was changed since; empty for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def save(result: dict[str, Any]) -> Path:
+    """Write the document to docs/benchmarks/ and return its path."""
+    from luthier.core.artifacts import write_json
+
+    machine = result["machine"]
+    hardware = machine.get("gpu") or machine["cpu"] or platform.machine()
+    name = f"{result['bench']}-{_slug(hardware)}-{time.strftime('%Y-%m')}.json"
+    path = Path("docs/benchmarks") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return path
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def read(file: Path, bench: str) -> dict[str, Any]:
+    """A saved document, or output that was kept, whose last line is one. Raises InputError for what is neither."""
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    for part in (text, text.rpartition("\n")[2]):
+        try:
+            result = json.loads(part)
+        except ValueError:
+            continue
+        if isinstance(result, dict) and isinstance(result.get("rows"), list) and result.get("bench") == bench:
+            return result
+    raise InputError(f"{file}: no result of luthier bench {bench}\nSave one with: luthier bench {bench} --save")
+
+
+# ---------------------------------------------------------------- tables
+
+GOOD, EVEN, BAD, QUIET, STRONG = "32", "33", "31", "2", "1"  # ANSI: green, yellow, red, dim, bold
+
+
+class Cell(NamedTuple):
+    """Text in a table and how a terminal paints it."""
+
+    text: str
+    paint: str = ""
+
+
+def tables(result: dict[str, Any], colour: bool = False) -> str:
+    """One table a group: a line a case, a column a peer, and at its end the ratio to the fastest of them; then in a few
+    lines what it comes to."""
+    machine, commit = result["machine"], result["commit"]
+    facts = [result["bench"], machine.get("gpu", ""), machine["cpu"], f"{machine['cores']} cores"]
+    facts += [f"load {machine['load']}", f"Python {machine['python']}", commit[:9] + "+" * commit.endswith("+")]
+    parts = [_paint(" · ".join(filter(None, facts)), STRONG, colour), ""]
+    for (group, metric), rows in _groups(result["rows"]):
+        parts += [_paint(f"{group + ', ' if group else ''}{metric}", STRONG, colour)]
+        parts += [*_grid(_pivot(rows), colour), ""]
+    return "\n".join([*parts, *(_paint(text, paint, colour) for text, paint in _summary(result["rows"]))])
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
+    order: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        order.setdefault((row.get("group", ""), row["metric"]), []).append(row)
+    yield from order.items()
+
+
+def _cases(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
+    """Case → its rows by peer, in order; the peer's name without its version."""
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[_short_name(row["peer"])] = row
+    return list(cases.items())
+
+
+def _short_name(peer: str) -> str:
+    """A peer without its version; a row of ours against ours keeps one name."""
+    return AGAIN if peer in (AGAIN, "ours") else re.sub(r" v?\d[\w.+]*$", "", peer)
+
+
+def _pivot(rows: Sequence[Row]) -> list[list[Cell]]:
+    """The lines of one table, its head first."""
+    cases = _cases(rows)
+    peers = list(dict.fromkeys(p for _, by_peer in cases for p in by_peer if p not in (AGAIN, "none")))
+    noisy = any(AGAIN in by_peer for _, by_peer in cases)
+    head = [
+        "case",
+        "ours",
+        "20–80%",
+        *peers,
+        *(["noise"] if noisy else []),
+        *(["against the fastest"] if peers else []),
+    ]
+    lines = [[Cell(text, QUIET) for text in head]]
+    for case, by_peer in cases:
+        first = next(iter(by_peer.values()))
+        best = fastest(by_peer)
+        line = [Cell(case), Cell(_number(first["ours"]), STRONG)]
+        line += [Cell(f"{_number(first['p20'])}–{_number(first['p80'])}", QUIET)]
+        line += [_peer_cell(by_peer.get(p), p == best) for p in peers]
+        line += [Cell(f"±{noise(by_peer):.1%}" if AGAIN in by_peer else "", QUIET)] if noisy else []
+        line += [_verdict(by_peer, best)] if peers else []
+        lines.append(line)
+    return lines
+
+
+def _peer_cell(row: Row | None, best: bool) -> Cell:
+    if row is None or row["theirs"] is None:
+        return Cell("", QUIET)
+    if not row["equal"]:
+        return Cell(f"{_number(row['theirs'])} ≠", BAD)
+    return Cell(_number(row["theirs"]), "" if best else QUIET)
+
+
+def fastest(by_peer: dict[str, Row]) -> str | None:
+    """The peer that is best among those whose results are equal, or None without one."""
+    ratios = {
+        name: row["ratio"]
+        for name, row in by_peer.items()
+        if name != AGAIN and row["ratio"] is not None and row["equal"]
+    }
+    return min(ratios, key=ratios.__getitem__, default=None)
+
+
+def noise(by_peer: dict[str, Row]) -> float:
+    """How far ours was from ours, as a part of 1."""
+    row = by_peer.get(AGAIN)
+    return abs(row["ratio"] - 1) if row and row["ratio"] else 0.0
+
+
+def _verdict(by_peer: dict[str, Row], best: str | None) -> Cell:
+    if best is None:
+        wrong = any(not row["equal"] for row in by_peer.values())
+        return Cell("not equal" if wrong else "", BAD)
+    ratio = by_peer[best]["ratio"]
+    paint = GOOD if ratio >= 1 else EVEN if ratio >= 1 - noise(by_peer) else BAD
+    return Cell(f"{ratio:.2f} × {best}", paint)
+
+
+def _summary(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """What the tables come to, a line a group; then which results were not equal."""
+    for group, of_group in groupby(rows, key=lambda row: row.get("group", "")):
+        cases = [by_peer for _, same in _groups(of_group) for _, by_peer in _cases(same) if fastest(by_peer)]
+        if not cases:
+            continue
+        ratios = [by_peer[str(fastest(by_peer))]["ratio"] for by_peer in cases]
+        even = sum(r >= 1 for r in ratios)
+        spread = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        text = f"{group or 'all'}: {spread} × the fastest peer, 1 or better in {even} of {len(ratios)}"
+        yield text, GOOD if even == len(ratios) else BAD
+    for row in rows:
+        if not row["equal"]:
+            check = f" ({row['check']})" if row.get("check") else ""
+            yield f"NOT EQUAL: {row.get('group', '')} {row['case']}, {row['peer']}{check}".replace("  ", " "), BAD
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count, thousands apart."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _grid(lines: Sequence[Sequence[Cell]], colour: bool) -> list[str]:
+    """Columns under each other: the first to the left, the others to the right."""
+    widths = [max(len(line[n].text) for line in lines) for n in range(len(lines[0]))]
+    grid = []
+    for line in lines:
+        cells = [
+            _paint(cell.text.rjust(width) if n else cell.text.ljust(width), cell.paint, colour)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        grid.append("  " + "   ".join(cells).rstrip())
+    return grid
+
+
+def _paint(text: str, paint: str, colour: bool) -> str:
+    return f"\033[{paint}m{text}\033[0m" if colour and paint else text
+
+
+def colourful() -> bool:
+    """Whether stdout is a terminal that shows colours."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+# ---------------------------------------------------------------- since another time
+
+
+def the_change(now: dict[str, Any], then: dict[str, Any], colour: bool = False) -> str:
+    """Ours now against ours then, a line a case, and whether the change is more than chance.
+
+    Chance is the largest of: ours against ours in either run, and half of what lies between the 20th and the 80th
+    percentile in either. On another machine only the ratio to the fastest peer that both runs have is compared.
+    """
+    same_machine = now["machine"]["cpu"] == then["machine"]["cpu"]
+    title = f"since {then['time'][:16]} {then['commit'][:9]}".rstrip()
+    if not same_machine:
+        title += f", which ran on {then['machine']['cpu']}: ratios to the fastest peer are compared"
+    before = {(*key, case): by_peer for key, rows in _groups(then["rows"]) for case, by_peer in _cases(rows)}
+    lines = [[Cell(t, QUIET) for t in ("case", "then", "now", "change", "noise", "")]]
+    missing = 0
+    for (group, metric), rows in _groups(now["rows"]):
+        for case, by_peer in _cases(rows):
+            old = before.get((group, metric, case))
+            pair = _compared(by_peer, old, same_machine) if old else None
+            if old is None or pair is None:
+                missing += 1
+                continue
+            name = f"{group + ': ' if group else ''}{case}, {metric if same_machine else 'ratio'}"
+            lines.append([Cell(name), *_changed(*pair, max(_floor(by_peer), _floor(old)))])
+    end = [f"{missing} cases are not in that result"] if missing else []
+    return "\n".join([_paint(title, STRONG, colour), *_grid(lines, colour), *end])
+
+
+def _compared(now: dict[str, Row], then: dict[str, Row], same_machine: bool) -> tuple[float, float, bool] | None:
+    """The two numbers to compare, and whether more of it is better."""
+    a, b = next(iter(now.values())), next(iter(then.values()))
+    if same_machine:
+        return a["ours"], b["ours"], a["metric"].endswith("/s")
+    shared = {n: row for n, row in now.items() if n in then and then[n]["ratio"] is not None}
+    best = fastest(shared)
+    return None if best is None else (now[best]["ratio"], then[best]["ratio"], True)
+
+
+def _floor(by_peer: dict[str, Row]) -> float:
+    row = next(iter(by_peer.values()))
+    return max(noise(by_peer), (row["p80"] - row["p20"]) / 2 / row["ours"] if row["ours"] else 0.0)
+
+
+def _changed(now: float, then: float, more_is_better: bool, floor: float) -> list[Cell]:
+    gain = (now / then if more_is_better else then / now) - 1 if now and then else 0.0
+    if abs(gain) <= floor:
+        word, paint = "within noise", QUIET
+    else:
+        word, paint = ("better", GOOD) if gain > 0 else ("worse", BAD)
+    return [
+        Cell(_number(then)),
+        Cell(_number(now)),
+        Cell(f"{gain:+.1%}", paint),
+        Cell(f"±{floor:.1%}", QUIET),
+        Cell(word, paint),
+    ]
