@@ -14,8 +14,7 @@ Text is normalized first, and a space is spelled ▁ (U+2581) so that it can be 
 no piece covers is unknown: it costs ten nats more than the least probable piece and becomes the unknown token (one for
 a run of them), or its UTF-8 bytes where the vocabulary holds `<0x00>` to `<0xFF>` (byte fallback).
 
-Ids, ties and rounding are those of the sentencepiece library: its running sum is a single-precision number, which over
-hundreds of kilobytes grows coarser than the differences between pieces. Encode long texts by the line or the document.
+Ids are those of the sentencepiece library (0.2.3), ties and rounding included.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = ["Kind", "Normalizer", "UnigramTokenizer", "segment_by_the_book"]
 Ids = npt.NDArray[np.int32]
 
 SPACE: Final = "▁"
+BATCH: Final = 1024  # texts encoded in one go
 UNKNOWN_SURFACE: Final = " ⁇ "  # what sentencepiece writes for an unknown token
 
 
@@ -178,14 +179,21 @@ class UnigramTokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
         text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        if num_threads > 1 and len(texts) > 1:
+        step = max(1, -(-len(texts) // (8 * num_threads))) if num_threads > 1 else BATCH
+        batches = [texts[i : i + step] for i in range(0, len(texts), step)]
+        if num_threads > 1 and len(batches) > 1:
             with ThreadPoolExecutor(num_threads) as pool:
-                parts = list(pool.map(self.encode_ordinary, texts, chunksize=max(1, len(texts) // (8 * num_threads))))
+                parts = list(pool.map(self._encode_texts, batches))
         else:
-            parts = [self.encode_ordinary(text) for text in texts]
-        offsets = np.zeros(len(parts) + 1, np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
-        return (np.concatenate(parts) if parts else np.empty(0, np.int32)), offsets
+            parts = [self._encode_texts(batch) for batch in batches]
+        ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+        for part, starts in parts:
+            ids.append(part)
+            offsets.append(starts[1:] + offsets[-1][-1])
+        return np.concatenate(ids), np.concatenate(offsets)
+
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        return self._encoder.encode_batch([self.normalizer.normalize(text) for text in texts])
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, special tokens as ordinary text."""
@@ -306,17 +314,16 @@ class UnigramTokenizer:
         """Where text falls into words that no piece crosses: 2 before every ▁; 1 before a ▁ after another character,
         as some pieces hold several in a row; 0 nowhere."""
         inner = [p.decode() for p in self.spellings if SPACE in p.decode()[1:]]
-        crossing = any(a != SPACE and b == SPACE for p in inner for a, b in zip(p, p[1:], strict=False))
+        crossing = any(a != SPACE and b == SPACE for p in inner for a, b in pairwise(p))
         return 0 if crossing else 1 if inner else 2
 
-    def _weights(self) -> tuple[npt.NDArray[np.float64], float]:
+    def _weights(self) -> tuple[npt.NDArray[np.float32], float]:
         """Score of each id in the lattice, and of an unknown character. A user-defined piece outbids any other."""
         normal = self.scores[self.kinds == Kind.NORMAL]
-        least, most = (normal.min(), normal.max()) if len(normal) else (np.float32(0), np.float32(0))
-        weights = self.scores.astype(np.float64)
-        most = max(float(most), float(np.finfo(np.float32).tiny))  # as sentencepiece starts its search for it
+        least, most = (normal.min(), max(normal.max(), np.float32(0))) if len(normal) else (np.float32(0), 0.0)
+        weights = self.scores.copy()
         for i in np.flatnonzero(self.kinds == Kind.USER_DEFINED):
-            weights[i] = float(np.float32(len(self.pieces[i].encode())) * np.float32(most)) - 0.1
+            weights[i] = len(self.pieces[i].encode()) * float(most) - 0.1
         return weights, float(least - np.float32(10))
 
     def _byte_ids(self) -> Ids:
