@@ -18,21 +18,24 @@ class Command:
     """Learn from text which bytes belong together, so that a model reads words and parts of words.
 
     Goes in: a corpus (its training documents), text files (.txt, .md), JSON lines with a field "text", .gz of these, or
-    folders of them.
+    folders of them; with --extend, a tokenizer to go on from.
 
     Comes out: a folder with tokenizer.json and tokenizer_config.json, which `transformers` and `tokenizers` open with
     the same ids, training.json (what it was trained on) and manifest.json.
 
     Example: luthier train-tokenizer corpus/ --vocab-size 8000 --out tokenizer/
 
-    Takes about a second for 1 MB of text and 4,000 ids on one core; the first call compiles the trainer once, in some
-    seconds.
+    Takes about a second for 35 MB of English and 32,000 ids on one core; the first call compiles the trainer once, in
+    some seconds.
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
     """Corpus, files and folders to learn from."""
     out: Path = Path("tokenizer")
     """Folder for the tokenizer."""
+    extend: Path | None = None
+    """Folder or file of a tokenizer whose merges are continued on the inputs: its ids stay, up to --add new ones come
+    behind them."""
     overwrite: bool = False
     """Replace a different tokenizer in --out."""
     tiktoken: Path | None = None
@@ -42,7 +45,9 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "train-tokenizer", argv)
-    print(train_tokenizer(command.inputs, command.out, command.config, overwrite=command.overwrite))
+    print(
+        train_tokenizer(command.inputs, command.out, command.config, extend=command.extend, overwrite=command.overwrite)
+    )
     if command.tiktoken:
         from luthier.tokenizers.formats import load_tokenizer, save_tiktoken
 

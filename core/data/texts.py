@@ -50,24 +50,29 @@ class Text:
     name: str = ""
     """The document's path in the corpus, `file:line` of a JSONL row, a file's path, or the name of a general text."""
     origin: Literal["corpus", "file", "general"] = "file"
+    part: int = 0
+    """0, 1, 2 … where a long file is read in parts."""
 
 
-def read_texts(inputs: Sequence[Path], *, general: General = "none") -> Iterator[Text]:
+def read_texts(inputs: Sequence[Path], *, general: General = "none", part_size: int = 0) -> Iterator[Text]:
     """Yield the texts of `inputs` in the order given, then the general text. Texts of white space only are left out.
+
+    `part_size` > 0 keeps memory small: a text file of more characters comes in parts of about that size, cut where a
+    tokenizer's pattern cuts anyway.
 
     Raises InputError at once for an input that is missing or of a kind that holds no text; while reading, for bytes
     that are not UTF-8 (naming file and byte), a row without text (naming file and line), and if nothing was found.
     """
     files = [file for path in inputs for file in find_texts(Path(path), tell=True)]
-    return _read(files, inputs, general)
+    return _read(files, inputs, general, part_size)
 
 
-def _read(files: Sequence[Path], inputs: Sequence[Path], general: General) -> Iterator[Text]:
+def _read(files: Sequence[Path], inputs: Sequence[Path], general: General, part_size: int) -> Iterator[Text]:
     empty = True
     for file in files:
         try:
-            for text in _read_one(file):
-                if text.text.strip():
+            for text in _read_one(file, part_size):
+                if text.part or text.text.strip():
                     empty = False
                     yield text
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -166,16 +171,48 @@ def _stage(folder: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def _read_one(path: Path) -> Iterator[Text]:
+def _read_one(path: Path, part_size: int) -> Iterator[Text]:
     if path.is_dir():
         for line, document in enumerate(read_corpus(path)):
             if document.kind == "stable":
                 yield Text(document.text, document.split, line, document.source.path, "corpus")
+    elif _suffix(path) in PLAIN and part_size:
+        for number, part in enumerate(_parts(path, part_size)):
+            yield Text(part, name=str(path), part=number)
     elif _suffix(path) in PLAIN:
         with _open(path) as file:
             yield Text(_decoded(file.read(), path), name=str(path))
     else:
         yield from _rows(path)
+
+
+def _parts(path: Path, size: int) -> Iterator[str]:
+    """A long text, read a block at a time; what stands behind the last place to cut waits for the next block."""
+    from luthier.tokenizers.word_counts import cut_place
+
+    kept, held, offset = "", b"", 0
+    with _open(path) as file:
+        while block := file.read(size):
+            data = held + block
+            whole = _whole_characters(data)
+            held = data[whole:]
+            kept += _decoded(data[:whole], path, offset)
+            offset += whole
+            if len(kept) >= size and (end := cut_place(kept) or len(kept)):
+                yield kept[:end]
+                kept = kept[end:]
+    yield kept + _decoded(held, path, offset)
+
+
+def _whole_characters(data: bytes) -> int:
+    """Bytes of `data` without the character, or the line end \\r\\n, that its end cuts in two."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        size = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        return len(data) - back if size > back or byte == 0x0D else len(data)
+    return len(data)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.tokenizers.bpe import VocabularyError
-from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, count_words, merges_by_the_book, train_bpe
+from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, merges_by_the_book, train_bpe
 from luthier.tokenizers.formats import spell, unspell
 from luthier.tokenizers.pretokenize import PATTERNS, PatternError
 from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -83,21 +82,6 @@ def test_textbook_gives_the_same_merges(texts):
     book = merges_by_the_book(texts, 300, "llama3")
     if len({a + b for a, b in book}) == len(book):
         assert merged(mine) == book
-
-
-def test_counting_words_grows_its_table():
-    rng = np.random.default_rng(0)
-    words = ["".join(chr(97 + c) for c in rng.integers(0, 26, 8)) for _ in range(40_000)]
-    found, counts = count_words([" ".join(words[:1000]), " ".join(words)], "gpt2")
-    assert dict(zip(found, counts.tolist(), strict=True)) == _counted([" ".join(words[:1000]), " ".join(words)])
-
-
-def _counted(texts):
-    from collections import Counter
-
-    from luthier.tokenizers.pretokenize import split
-
-    return Counter(piece.encode() for text in texts for piece in split(text, "gpt2"))
 
 
 @pytest.mark.skipif(not DATA, reason="LUTHIER_TEST_DATA is not set")
