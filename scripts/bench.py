@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from luthier.core.benchmarks import report
 
     then = report.read(command.against, command.what) if command.against else None
-    result = report.document(command.what, measure(**given))
+    load = os.getloadavg()[0]
+    result = report.document(command.what, measure(**given), load)
     colour = report.colourful()
     print("\n" + report.tables(result, colour))
     if then:

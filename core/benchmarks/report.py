@@ -31,8 +31,9 @@ PACKAGES = (
 # ---------------------------------------------------------------- the document
 
 
-def document(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """The result as it is stored: what, where, with which versions, and the rows."""
+def document(bench: str, rows: Sequence[Row], load: float | None = None) -> dict[str, Any]:
+    """The result as it is stored: what, where, with which versions, and the rows. `load`: how busy the machine was
+    before, which a benchmark that was just run cannot tell."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -45,7 +46,7 @@ def document(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
             "system": platform.system(),
             "cpu": _cpu(),
             "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
+            "load": round(os.getloadavg()[0] if load is None else load, 2),
             "python": platform.python_version(),
         },
         "versions": versions,
@@ -128,7 +129,7 @@ def tables(result: dict[str, Any], colour: bool = False) -> str:
     for (group, metric), rows in _groups(result["rows"]):
         parts += [_paint(f"{group + ', ' if group else ''}{metric}", STRONG, colour)]
         parts += [*_grid(_pivot(rows), colour), ""]
-    return "\n".join([*parts, *(_paint(text, paint, colour) for text, paint in _summary(result["rows"]))])
+    return "\n".join([*parts, *(_paint(text, paint, colour) for text, paint in _summary(result["rows"], machine))])
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
@@ -210,7 +211,7 @@ def _verdict(by_peer: dict[str, Row], best: str | None) -> Cell:
     return Cell(f"{ratio:.2f} × {best}", paint)
 
 
-def _summary(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _summary(rows: Sequence[Row], machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What the tables come to, a line a group; then which results were not equal."""
     for group, of_group in groupby(rows, key=lambda row: row.get("group", "")):
         cases = [by_peer for _, same in _groups(of_group) for _, by_peer in _cases(same) if fastest(by_peer)]
@@ -221,6 +222,8 @@ def _summary(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         spread = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
         text = f"{group or 'all'}: {spread} × the fastest peer, 1 or better in {even} of {len(ratios)}"
         yield text, GOOD if even == len(ratios) else BAD
+    if machine["load"] > 0.5 * machine["cores"]:
+        yield f"other work was running (load {machine['load']} on {machine['cores']} cores): see the noise", EVEN
     for row in rows:
         if not row["equal"]:
             check = f" ({row['check']})" if row.get("check") else ""

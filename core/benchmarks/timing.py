@@ -50,7 +50,7 @@ __all__ = [
 
 Row = dict[str, Any]
 AGAIN = "ours again"  # the peer of a row that shows the noise
-BUDGET = 8.0  # seconds a tool may take in one race before it sits out the rounds that are left
+BUDGET = 3.0  # seconds a tool may take in one race before it sits out the rounds that are left
 
 
 class Tool(NamedTuple):

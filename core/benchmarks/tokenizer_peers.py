@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,22 @@ from typing import Any, NamedTuple
 
 from luthier.core.errors import InputError
 
-__all__ = ["PEERS", "Peer", "Vocabulary", "flat", "load", "ours", "peers", "users", "vocabulary"]
+__all__ = [
+    "FOLDER",
+    "PEERS",
+    "PIECES",
+    "RANKS",
+    "Peer",
+    "Vocabulary",
+    "first_ids",
+    "flat",
+    "hugging_face_json",
+    "load",
+    "ours",
+    "peers",
+    "users",
+    "vocabulary",
+]
 
 # tiktoken's files hold ranks only; the pattern goes by the name. gigatoken calls its fast pre-tokenizers differently.
 PATTERN_OF = {
@@ -115,9 +130,9 @@ def flat(ids: Any) -> Any:
     if isinstance(ids, tuple):
         ids = ids[0]
     if type(ids).__module__.partition(".")[0] == "awkward":
-        import awkward
+        import awkward  # pyright: ignore[reportMissingImports]
 
-        ids = awkward.to_numpy(awkward.flatten(ids, axis=None))
+        ids = awkward.to_numpy(awkward.flatten(ids, axis=None))  # pyright: ignore[reportArgumentType]
     if isinstance(ids, list) and ids and not isinstance(ids[0], int):
         ids = list(chain.from_iterable(ids))
     return np.asarray(ids).astype(np.int64, copy=False)
@@ -193,6 +208,7 @@ def _tiktoken(vocabulary: Vocabulary) -> Peer | None:
         from_lists=lambda e, ids: e.decode(ids),
         from_arrays=lambda e, ids: e.decode(ids.tolist()),
         cache=False,
+        loads=vocabulary.kind == RANKS,
     )
 
 
@@ -251,7 +267,7 @@ def _hugging_face(vocabulary: Vocabulary) -> Peer | None:
 
     if vocabulary.kind == PIECES:
         return None
-    text = _hugging_face_text(vocabulary)
+    text = hugging_face_json(vocabulary)
     return Peer(
         _label("tokenizers"),
         lambda: tokenizers.Tokenizer.from_str(text),
@@ -263,7 +279,7 @@ def _hugging_face(vocabulary: Vocabulary) -> Peer | None:
     )
 
 
-def _hugging_face_text(vocabulary: Vocabulary) -> str:
+def hugging_face_json(vocabulary: Vocabulary) -> str:
     """tokenizer.json of the vocabulary, made from the ranks where there is none."""
     if vocabulary.kind == FOLDER:
         return _hugging_face_file(vocabulary).read_text(encoding="utf-8")
@@ -330,15 +346,3 @@ def first_ids(package: str, vocabulary: Vocabulary, text: str) -> list[int]:
     if peer is None or peer.lists is None:
         raise InputError(f"{package} cannot read {vocabulary.file}")
     return peer.lists(peer.load(), text)
-
-
-def installed(packages: Iterable[str] = tuple(PEERS)) -> list[str]:
-    """Those of `packages` that are."""
-    found = []
-    for package in packages:
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(package)
-    return found

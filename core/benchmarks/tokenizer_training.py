@@ -1,12 +1,13 @@
 """Training tokenizers: ours beside Hugging Face's, gigatoken's, rustbpe's and sentencepiece's.
 
-Everyone gets the same text in memory, GPT-2's pattern, the 256 bytes and one special token, and the same number of ids.
-Each first trains once in a process of its own, which says what it learned and how much memory it took; then all take
-turns in one process per number of threads, which the Rust packages choose once.
+Everyone gets the same text in memory and the same number of ids; BPE gets GPT-2's pattern, the 256 bytes and one
+special token. Each first trains once in a process of its own, which says what it learned and how much memory it took;
+then all take turns in one process per number of threads, which the Rust packages choose once.
 
-    tokenizers, gigatoken   equal: the same merges in the same order
-    rustbpe                 breaks ties in another order; equal: 98% of the tokens are the same
-    sentencepiece           BPE of characters, cut otherwise; equal: as many bytes a token, within 5%
+    BPE      tokenizers, gigatoken   equal: the same merges in the same order
+             rustbpe                 breaks ties in another order; equal: 98% of the tokens are the same
+             sentencepiece           of characters, cut otherwise; equal: as many ids for the text, within 10%
+    unigram  sentencepiece           equal: the likelihood of the text under ours no more than 0.5% below its own
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from luthier.core.benchmarks.texts import Kind, documents
-from luthier.core.benchmarks.timing import Row, Tool, in_child, race, rows_of, thread_counts
+from luthier.core.benchmarks.timing import AGAIN, Row, Tool, in_child, race, rows_of, thread_counts
 
-__all__ = ["train"]
+__all__ = ["train", "unigram"]
 
 END = "<|endoftext|>"
+JUDGED = 1_000_000  # characters of the text that a vocabulary is judged by where merges cannot be compared
 Merges = list[tuple[bytes, bytes]]
 
 
@@ -35,14 +37,14 @@ class Work(NamedTuple):
     size: int
     threads: int
 
-    @classmethod
-    def of(cls, text: str, size: int, threads: int) -> Work:
-        return cls(documents(text), size, threads)
+    @property
+    def judged(self) -> str:
+        return "".join(self.texts)[:JUDGED]
 
 
 class Trainer(NamedTuple):
     """`prepare` makes what the package wants of the work and returns the call to be timed; `learned` makes of the
-    call's result what `same` compares with ours."""
+    call's result what `same` (ours, theirs) compares, in the words of `check`."""
 
     prepare: Callable[[Work], Callable[[], Any]]
     learned: Callable[[Any, Work], Any]
@@ -51,71 +53,84 @@ class Trainer(NamedTuple):
 
 
 def train(kind: Kind, repeats: int) -> list[Row]:
-    """Rows of time and of memory, for each number of threads."""
-    size = min(32_000, max(280, int(kind.megabytes * 5000)))
+    """Byte-level BPE: rows of time and of memory, for each number of threads."""
+    return _threads("train", kind, min(32_000, max(280, int(kind.megabytes * 5000))), repeats)
+
+
+def unigram(kind: Kind, repeats: int) -> list[Row]:
+    """The same for the unigram model."""
+    return _threads("unigram", kind, min(8000, max(300, int(kind.megabytes * 3000))), repeats)
+
+
+def _threads(group: str, kind: Kind, size: int, repeats: int) -> list[Row]:
     rows: list[Row] = []
     for threads in thread_counts():
         label = f"{kind.name}, {kind.megabytes:.1f} MB, {size:,} ids, {threads} thread{'s' * (threads > 1)}"
-        rows += _train(label, kind.text, size, threads, repeats)
+        rows += _in_turn(group, label, kind.text, size, threads, repeats)
     return rows
 
 
-def _train(label: str, text: str, size: int, threads: int, repeats: int) -> list[Row]:
+def _in_turn(group: str, label: str, text: str, size: int, threads: int, repeats: int) -> list[Row]:
     environment = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-    alone = partial(in_child, environment=environment)
-    once = {package: alone(_once, package, text, size, threads) for package in TRAINERS if _installed(package)}
+    alone, trainers = partial(in_child, environment=environment), GROUPS[group]
+    once = {name: alone(_once, group, name, text, size, threads) for name in trainers if _installed(name)}
     ours = once["ours"].result
-    equal = {package: TRAINERS[package].same(ours, child.result) for package, child in once.items()}
-    rows = alone(_race, list(once), text, size, threads, repeats, label).result
+    equal = {name: trainers[name].same(ours, child.result) for name, child in once.items()}
+    rows = alone(_race, group, list(once), text, size, threads, repeats, label).result
     for row in rows:
-        package = row["peer"].split()[0] if row["peer"] != "ours again" else "ours"
-        row |= {"equal": equal.get(package, True), "check": TRAINERS[package].check if package in TRAINERS else ""}
+        name = "ours" if row["peer"] in (AGAIN, "none") else row["peer"].split()[0]
+        row |= {"equal": equal[name], "check": trainers[name].check}
     for what, above in (("MB", False), ("MB above text and imports", True)):
-        memory = {_label(p): [(child.peak - child.before * above) / 1e6] for p, child in once.items()}
-        rows += rows_of(label, what, memory, {}, group="train, most memory", more_is_better=False)
+        memory = {_label(name): [(child.peak - child.before * above) / 1e6] for name, child in once.items()}
+        rows += rows_of(label, what, memory, {}, group=f"{group}, most memory", more_is_better=False)
     return rows
 
 
-def _once(package: str, text: str, size: int, threads: int) -> Any:
+def _once(group: str, name: str, text: str, size: int, threads: int) -> Any:
     """In a process of its own: what the package learns."""
-    work = Work.of(text, size, threads)
-    return TRAINERS[package].learned(TRAINERS[package].prepare(work)(), work)
+    work, trainer = Work(documents(text), size, threads), GROUPS[group][name]
+    return trainer.learned(trainer.prepare(work)(), work)
 
 
-def _race(packages: Sequence[str], text: str, size: int, threads: int, repeats: int, label: str) -> list[Row]:
+def _race(group: str, names: Sequence[str], text: str, size: int, threads: int, repeats: int, label: str) -> list[Row]:
     """In a process of its own: all in turn. What they learned was compared before."""
-    _once("ours", text[:10_000], 280, threads)  # loads what Numba compiled
-    work = Work.of(text, size, threads)
-    tools = {_label(p): Tool(TRAINERS[p].prepare(work), same=None) for p in packages}
-    return race(label, "s", tools, min(repeats, 3), group="train")
+    _once(group, "ours", text[:100_000], 1000, threads)  # loads what Numba compiled
+    work = Work(documents(text), size, threads)
+    tools = {_label(name): Tool(GROUPS[group][name].prepare(work), same=None) for name in names}
+    return race(label, "s", tools, min(repeats, 3), group=group)
 
 
-def _label(package: str) -> str:
-    return package if package == "ours" else f"{package} {metadata.version(package)}"
+def _label(name: str) -> str:
+    return name if name == "ours" else f"{name} {metadata.version(name)}"
 
 
-def _installed(package: str) -> bool:
+def _installed(name: str) -> bool:
     try:
-        return package == "ours" or bool(metadata.version(package))
+        return name == "ours" or bool(metadata.version(name))
     except metadata.PackageNotFoundError:
         return False
 
 
-# ---------------------------------------------------------------- the trainers
+# ---------------------------------------------------------------- byte-level BPE
+
+
+class Learned(NamedTuple):
+    """Our merges, and how many ids the judged text has with them."""
+
+    merges: Merges
+    ids: int
 
 
 def _ours(work: Work) -> Callable[[], Any]:
-    from inspect import signature
-
     from luthier.tokenizers.bpe_train import train_bpe
 
-    threads = {"num_threads": work.threads} if "num_threads" in signature(train_bpe).parameters else {}
-    return lambda: train_bpe(work.texts, work.size, special_tokens=(END,), pattern="gpt2", **threads)
+    return lambda: train_bpe(work.texts, work.size, special_tokens=(END,), pattern="gpt2", num_threads=work.threads)
 
 
-def _our_merges(tokenizer: Any, _: Work) -> Merges:
+def _ours_learned(tokenizer: Any, work: Work) -> Learned:
     tokens = tokenizer.tokens
-    return [(tokens[left], tokens[right]) for left, right in tokenizer.merges.tolist()]
+    merges = [(tokens[left], tokens[right]) for left, right in tokenizer.merges.tolist()]
+    return Learned(merges, tokenizer.count(work.judged))
 
 
 def _gigatoken(work: Work) -> Callable[[], Any]:
@@ -128,15 +143,16 @@ def _gigatoken(work: Work) -> Callable[[], Any]:
 def _silent(function: Callable[..., Any], *args: Any) -> Any:
     """Call what prints as it goes, from Rust, past sys.stdout."""
     kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing:  # noqa: PTH123
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
     try:
         return function(*args)
     finally:
         for number, copy in enumerate(kept, 1):
             os.dup2(copy, number)
             os.close(copy)
+        os.close(nothing)
 
 
 def _hugging_face(work: Work) -> Callable[[], Any]:
@@ -164,13 +180,17 @@ def _hugging_face_merges(tokenizer: Any, _: Work) -> Merges:
     return [(unspell(a), unspell(b)) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
+def _same_merges(ours: Learned, theirs: Learned | Merges) -> bool:
+    return ours.merges == (theirs.merges if isinstance(theirs, Learned) else theirs)
+
+
 def _rustbpe(work: Work) -> Callable[[], Any]:
-    import rustbpe
+    import rustbpe  # pyright: ignore[reportMissingImports]
 
     from luthier.tokenizers.pretokenize import PATTERNS
 
     def train() -> Any:
-        tokenizer = rustbpe.Tokenizer()
+        tokenizer: Any = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
         tokenizer.train_from_iterator(iter(work.texts), work.size - 1, pattern=PATTERNS["gpt2"])
         return tokenizer
 
@@ -181,36 +201,89 @@ def _rustbpe_tokens(tokenizer: Any, _: Work) -> set[bytes]:
     return {bytes(token) for token, _ in tokenizer.get_mergeable_ranks() if len(token) > 1}
 
 
-def _same_tokens(ours: Merges, theirs: set[bytes]) -> bool:
-    tokens = {a + b for a, b in ours}
+def _same_tokens(ours: Learned, theirs: set[bytes]) -> bool:
+    tokens = {a + b for a, b in ours.merges}
     return len(tokens & theirs) >= 0.98 * max(len(tokens), len(theirs))
 
 
-def _sentencepiece(work: Work) -> Callable[[], Any]:
+# ---------------------------------------------------------------- sentencepiece
+
+
+def _sentencepiece(work: Work, **settings: Any) -> Callable[[], Any]:
     import sentencepiece
 
     def train() -> bytes:
         model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
+        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
             sentence_iterator=iter(work.texts),
             model_writer=model,
-            model_type="bpe",
             vocab_size=work.size,
             num_threads=work.threads,
-            byte_fallback=True,
             max_sentence_length=1 << 24,
             hard_vocab_limit=False,
             minloglevel=2,
+            **settings,
         )
         return model.getvalue()
 
     return train
 
 
+WITH_SPACES = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+_sentencepiece_bpe = partial(
+    _sentencepiece, model_type="bpe", byte_fallback=True, allow_whitespace_only_pieces=True, **WITH_SPACES
+)
+
+
+def _sentencepiece_ids(model: bytes, work: Work) -> int:
+    return len(_processor(model).encode(work.judged))
+
+
+def _processor(model: bytes) -> Any:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model)  # pyright: ignore[reportCallIssue]
+
+
+def _our_unigram(work: Work) -> Callable[[], Any]:
+    from luthier.tokenizers.unigram_train import train_unigram
+
+    return lambda: train_unigram(work.texts, work.size, num_threads=work.threads)
+
+
+def _our_likelihood(tokenizer: Any, work: Work) -> float:
+    ids = tokenizer.encode_batch(documents(work.judged))[0]
+    return float(tokenizer.scores[ids[ids != tokenizer.unk_id]].sum())
+
+
+def _likelihood(model: bytes, work: Work) -> float:
+    """Logarithm of the probability of the text's best segmentation. A character that is unknown counts for neither."""
+    processor = _processor(model)
+    ids = [i for found in processor.encode(documents(work.judged)) for i in found if i != processor.unk_id()]
+    return sum(processor.get_score(ids))
+
+
 SAME_MERGES = "the same merges in the same order"
-TRAINERS: dict[str, Trainer] = {
-    "ours": Trainer(_ours, _our_merges, SAME_MERGES, list.__eq__),
-    "gigatoken": Trainer(_gigatoken, lambda found, _: found[1], SAME_MERGES, list.__eq__),
-    "tokenizers": Trainer(_hugging_face, _hugging_face_merges, SAME_MERGES, list.__eq__),
-    "rustbpe": Trainer(_rustbpe, _rustbpe_tokens, "98% of the tokens, ties broken otherwise", _same_tokens),
+GROUPS: dict[str, dict[str, Trainer]] = {
+    "train": {
+        "ours": Trainer(_ours, _ours_learned, SAME_MERGES, _same_merges),
+        "gigatoken": Trainer(_gigatoken, lambda found, _: found[1], SAME_MERGES, _same_merges),
+        "tokenizers": Trainer(_hugging_face, _hugging_face_merges, SAME_MERGES, _same_merges),
+        "rustbpe": Trainer(_rustbpe, _rustbpe_tokens, "98% of the tokens, ties broken otherwise", _same_tokens),
+        "sentencepiece": Trainer(
+            _sentencepiece_bpe,
+            _sentencepiece_ids,
+            "as many ids for the text, within 10%",
+            lambda ours, theirs: abs(ours.ids / theirs - 1) < 0.1,
+        ),
+    },
+    "unigram": {
+        "ours": Trainer(_our_unigram, _our_likelihood, "", lambda ours, theirs: True),
+        "sentencepiece": Trainer(
+            partial(_sentencepiece, model_type="unigram"),
+            _likelihood,
+            "log-likelihood of the text no more than 0.5% below",
+            lambda ours, theirs: ours >= theirs - 0.005 * abs(theirs),
+        ),
+    },
 }

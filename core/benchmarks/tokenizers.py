@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,18 @@ import numpy as np
 
 from luthier.core.benchmarks.texts import Kind, documents, kinds
 from luthier.core.benchmarks.timing import Row, Tool, in_child, race, thread_counts
-from luthier.core.benchmarks.tokenizer_peers import FOLDER, Peer, Vocabulary, flat, peers, vocabulary
-from luthier.core.benchmarks.tokenizer_training import train
+from luthier.core.benchmarks.tokenizer_peers import (
+    FOLDER,
+    PEERS,
+    RANKS,
+    Peer,
+    Vocabulary,
+    flat,
+    hugging_face_json,
+    peers,
+    vocabulary,
+)
+from luthier.core.benchmarks.tokenizer_training import train, unigram
 from luthier.core.console import say
 from luthier.core.errors import ConfigError, did_you_mean
 
@@ -41,7 +52,7 @@ __all__ = ["GROUPS", "run"]
 
 DEFAULT_SIZE = 8000  # ids of the vocabulary that is trained where none is given
 SHORT = {"100 B": 100, "1 kB": 1000, "10 kB": 10_000}
-SHORT_BYTES = 200_000  # of the text, cut into short strings
+SHORT_BYTES = 100_000  # of the text, cut into short strings
 IDS = "the same ids"
 # Strings that encoders get wrong: only a user's own is asked for them.
 STRANGE = (
@@ -214,7 +225,7 @@ def _short(case: Case) -> list[Row]:
                     if getattr(peer, output)
                 }
                 label, group = f"{case.vocabulary.name}, {kind.name}, {name}", f"short strings, to {output}"
-                rows += race(label, "µs a call", tools, case.repeats, group=group, check=IDS, budget=1.0)
+                rows += race(label, "µs a call", tools, case.repeats, group=group, check=IDS, budget=0.5)
     return rows
 
 
@@ -266,22 +277,18 @@ def _threads(case: Case) -> list[Row]:
 
 def _threads_here(one: Vocabulary, read: Sequence[Kind], threads: int, repeats: int, own: str | None) -> list[Row]:
     """In a process of its own, because the Rust packages choose their number of threads once."""
-    tools = {name: peer for name, peer in peers(one, own).items() if peer.batch}
-    loaded = {name: peer.load() for name, peer in tools.items()}
+    found = peers(one, own)
+    calls = {name: partial(peer.batch, peer.load()) for name, peer in found.items() if peer.batch}
     rows = []
     for kind in read:
-        raced = {}
-        for name, peer in tools.items():
-            part = kind.first(peer.most)
+        tools = {}
+        for name, call in calls.items():
+            part = kind.first(found[name].most)
             texts = documents(part.text)
-            right = flat(tools["ours"].batch(loaded["ours"], texts, 1))  # type: ignore[misc]
-            raced[name] = Tool(
-                lambda peer=peer, texts=texts, name=name: peer.batch(loaded[name], texts, threads),
-                part.megabytes,
-                lambda found, right=right: np.array_equal(flat(found), right),
-            )
+            same = partial(np.array_equal, flat(calls["ours"](texts, 1)))
+            tools[name] = Tool(partial(call, texts, threads), part.megabytes, lambda ids, same=same: same(flat(ids)))
         label = f"{one.name}, {kind.name}, {threads} thread{'s' * (threads > 1)}"
-        rows += race(label, "MB/s", raced, repeats, group="encode, documents of 4,000 characters", check=IDS)
+        rows += race(label, "MB/s", tools, repeats, group="encode, documents of 4,000 characters", check=IDS)
     return rows
 
 
@@ -318,24 +325,32 @@ from luthier.core.benchmarks.tokenizer_peers import Vocabulary, first_ids
 package, name, file, kind, pattern = sys.argv[1:]
 print(json.dumps(first_ids(package, Vocabulary(name, Path(file), kind, pattern), "The first text.")))
 """
+FIRST_TEXT = "The first text."
 
 
 def _first(case: Case) -> list[Row]:
-    """From the start of the process until the ids are there, our compiled code kept from an earlier process or not."""
-    right = case.loaded["ours"].encode_ordinary("The first text.").tolist()
-    packages = {name: name.split()[0] for name in case.peers if name.split()[0] in ("ours", "tiktoken", "gigatoken")}
+    """From the start of the process until the ids are there; ours with its compiled code kept, and with none."""
+    right = case.loaded["ours"].encode_ordinary(FIRST_TEXT).tolist()
+    label, group = case.vocabulary.name, "first ids of a fresh process"
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
         tools = {
-            name: Tool(lambda p=package: _fresh(p, case.vocabulary, f"{folder}/full"), same=lambda ids: ids == right)
-            for name, package in packages.items()
+            name: Tool(partial(_fresh, package, one, f"{folder}/kept"), same=lambda ids: ids == right)
+            for name, (package, one) in _packages(case, Path(folder)).items()
         }
-        empty = Tool(
-            lambda: _fresh("ours", case.vocabulary, tempfile.mkdtemp(dir=folder)), same=lambda ids: ids == right
-        )
-        label, group = case.vocabulary.name, "first ids of a fresh process"
         rows = race(f"{label}, compiled code kept", "s", tools, case.repeats, group=group, check=IDS)
-        once = {"ours": empty}
-        return rows + race(f"{label}, nothing compiled", "s", once, 1, group=group, check=IDS, noise=False)
+        tools["ours"] = Tool(lambda: _fresh("ours", case.vocabulary, tempfile.mkdtemp(dir=folder)), same=None)
+        return rows + race(f"{label}, nothing compiled", "s", tools, 1, group=group, check=IDS, noise=False)
+
+
+def _packages(case: Case, folder: Path) -> dict[str, tuple[str, Vocabulary]]:
+    """Peer → its package and the file it reads; for Hugging Face's, a tokenizer.json is made where there is none."""
+    found = {name: (name.split()[0], case.vocabulary) for name in case.peers}
+    found = {name: entry for name, entry in found.items() if entry[0] in ("ours", *PEERS)}
+    for name, (package, one) in found.items():
+        if package == "tokenizers" and one.kind == RANKS:
+            (folder / "tokenizer.json").write_text(hugging_face_json(one), encoding="utf-8")
+            found[name] = (package, Vocabulary(one.name, folder, FOLDER))
+    return found
 
 
 def _fresh(package: str, one: Vocabulary, cache: str) -> list[int]:
@@ -354,5 +369,5 @@ OF_A_VOCABULARY: dict[str, Callable[[Case], list[Row]]] = {
     "count": _count,
     "first": _first,
 }
-TRAINING: dict[str, Callable[[Kind, int], list[Row]]] = {"train": train}
+TRAINING: dict[str, Callable[[Kind, int], list[Row]]] = {"train": train, "unigram": unigram}
 GROUPS = (*OF_A_VOCABULARY, *TRAINING)
