@@ -12,7 +12,14 @@ so the backward pass needs x and one number a row, r. Written as eight autograd 
 time on a CPU (4096×192: 9.1 ms against 5.2 ms forward and backward on one core), because every node is a pass over
 memory; here it is one node.
 
-Legend: N rows (any number of leading dimensions), C components.
+**On a card** the formula is nothing but memory traffic: 2 numbers a component forward, 3 backward. A program holds
+whole rows in registers, so that each number is read once. dg is a sum over all rows: every program of the backward pass
+walks over many rows and keeps its own sum; the few hundred sums are added at the end, in the same order every time.
+
+**Residual stream.** In a transformer each norm follows an addition, h = x + residual. `add_rms_norm` does both in one
+pass and gives back h too; what flows back into h joins dx in the same pass (∂h/∂x = ∂h/∂residual = 1).
+
+Legend: N rows (any number of leading dimensions), C components; R rows and BLOCK ≥ C components in a program.
 """
 
 from __future__ import annotations
@@ -22,12 +29,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["rms_norm", "rms_norm_reference"]
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    jit,
+    launch,
+    multiprocessors,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
+
+__all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
+
+EXAMPLE = {"rows": 8192, "columns": 4096}
+WIDEST = 65536  # components that a program can hold: 128 registers for each of 512 threads
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The formula, one operation at a time. x: [..., C], weight: [C]."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of h = x + residual, and h."""
+    h = x + residual
+    return rms_norm_reference(h, weight, eps), h
+
+
+def cost(rows: int, columns: int, itemsize: int, *, add: bool = False) -> dict[str, tuple[int, int]]:
+    """Bytes that must cross the card's memory and operations, forward and backward."""
+    numbers = rows * columns
+    return {
+        "forward": ((4 if add else 2) * numbers * itemsize, (5 if add else 4) * numbers),
+        "backward": ((4 if add else 3) * numbers * itemsize, (10 if add else 9) * numbers),
+    }
+
+
+# ---------------------------------------------------------------- PyTorch
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -48,7 +89,104 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(dy * weight, x_hat, mean).mul_(r), product.sum(0), None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+# ---------------------------------------------------------------- Triton
+
+
+@jit(lengths=("N",))
+def _forward(X, Res, G, Y, H, Rms, N, eps, C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, BLOCK)
+    at = row[:, None] * C + column[None, :]
+    inside = (row < N)[:, None] & (column < C)[None, :]
+    x = tl.load(X + at, inside, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(Res + at, inside, other=0.0).to(tl.float32)
+        h = narrow(x, H.dtype.element_ty)
+        tl.store(H + at, h, inside)
+        x = h.to(tl.float32)  # what the stream holds is what is normalised
+    r = tl.rsqrt(tl.sum(x * x, 1) / C + eps)
+    g = tl.load(G + column, column < C, other=0.0).to(tl.float32)
+    tl.store(Y + at, narrow(x * r[:, None] * g[None, :], Y.dtype.element_ty), inside)
+    tl.store(Rms + row, r, row < N)
+
+
+@jit(lengths=("N",))
+def _backward(X, G, Rms, Dy, Dh, Dx, Dg, N, C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    g = tl.load(G + column, column < C, other=0.0).to(tl.float32)[None, :]
+    dg = tl.zeros((R, BLOCK), tl.float32)
+    for start in range(tl.program_id(0) * R, N, tl.num_programs(0) * R):
+        row = start + tl.arange(0, R).to(tl.int64)
+        at = row[:, None] * C + column[None, :]
+        inside = (row < N)[:, None] & (column < C)[None, :]
+        r = tl.load(Rms + row, row < N, other=0.0)[:, None]
+        x_hat = tl.load(X + at, inside, other=0.0).to(tl.float32) * r
+        dy = tl.load(Dy + at, inside, other=0.0).to(tl.float32)
+        dg += dy * x_hat
+        mean = tl.sum(dy * g * x_hat, 1)[:, None] / C
+        dx = r * (dy * g - x_hat * mean)
+        if ADD:
+            dx += tl.load(Dh + at, inside, other=0.0).to(tl.float32)
+        tl.store(Dx + at, narrow(dx, Dx.dtype.element_ty), inside)
+    tl.store(Dg + tl.program_id(0) * C + column, tl.sum(dg, 0), column < C)
+
+
+def settings(C: int) -> dict[str, int]:
+    """Rows and components in a program, and its warps: 8 to 32 numbers a thread, 16 bytes a load."""
+    if C > WIDEST:
+        raise LaunchError(f"a row of {C:,} components is more than a program can hold ({WIDEST:,}); impl='torch' can")
+    BLOCK = max(power(C), 16)
+    R = max(1, 2048 // BLOCK)
+    return {"R": R, "BLOCK": BLOCK, "num_warps": min(16, max(4, R * BLOCK // 1024))}
+
+
+class _TritonRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        C = x.shape[-1]
+        x2 = x.reshape(-1, C).contiguous()
+        y, rms = torch.empty_like(x2), torch.empty(len(x2), dtype=torch.float32, device=x.device)
+        h = x2 if residual is None else torch.empty_like(x2)
+        other = x2 if residual is None else residual.reshape(-1, C).contiguous()
+        s = settings(C)
+        grid = (-(-len(x2) // s["R"]),)
+        launch(_forward, grid, x2, other, weight, y, h, rms, len(x2), eps, C=C, ADD=residual is not None, **s)
+        ctx.save_for_backward(h, weight, rms)
+        ctx.add = residual is not None
+        if residual is None:
+            h = x.new_empty(0)
+            ctx.mark_non_differentiable(h)
+            return y.view(x.shape), h
+        return y.view(x.shape), h.view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, Tensor, None]:
+        dy, dh = gradients
+        h, weight, rms = ctx.saved_tensors
+        (N, C), s = h.shape, settings(h.shape[-1])
+        programs = min(4 * multiprocessors(h), -(-N // s["R"]))
+        dx, dg = torch.empty_like(h), torch.empty(programs, C, dtype=torch.float32, device=h.device)
+        dy2 = dy.reshape(-1, C).contiguous()
+        dh2 = dh.reshape(-1, C).contiguous() if ctx.add else dy2
+        launch(_backward, (programs,), h, weight, rms, dy2, dh2, dx, dg, N, C=C, ADD=ctx.add, **s)
+        dx = dx.view(dy.shape)
+        return dx, dx if ctx.add else None, dg.sum(0).to(weight.dtype), None
+
+
+def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
+    x, residual = (torch.zeros(tokens, EXAMPLE["columns"], dtype=dtype, requires_grad=True) for _ in range(2))
+    weight = torch.ones(EXAMPLE["columns"], dtype=dtype, requires_grad=True)
+    for other in (None, residual):
+        y, h = _TritonRMSNorm.apply(x, other, weight, 1e-5)  # pyright: ignore[reportGeneralTypeIssues]
+        torch.autograd.backward([y] if other is None else [y, h], [y] if other is None else [y, h])
+
+
+# ---------------------------------------------------------------- public
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto") -> Tensor:
     """Normalise the last dimension of x [..., C] and scale it by weight [C]; same dtype out as in.
 
     fp16 and bf16 are normalised in fp32 and rounded once, as Llama's own code does. Raises ValueError where the sizes
@@ -56,6 +194,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: weight has shape {tuple(weight.shape)}, x needs {tuple(x.shape[-1:])}")
+    if use_triton("rms_norm", impl, x):
+        check_floats("rms_norm", x=x, weight=weight)
+        return _TritonRMSNorm.apply(x, None, weight, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     if x.dtype in (torch.float16, torch.bfloat16):
         return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The norm of h = x + residual, and h, both [..., C] in x's dtype. Raises ValueError where they do not fit."""
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"add_rms_norm: residual is {residual.dtype} {tuple(residual.shape)}, x is {x.dtype} {tuple(x.shape)}; "
+            "they must be equal"
+        )
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"add_rms_norm: weight has shape {tuple(weight.shape)}, x needs {tuple(x.shape[-1:])}")
+    if use_triton("add_rms_norm", impl, x):
+        check_floats("add_rms_norm", x=x, weight=weight, residual=residual)
+        return _TritonRMSNorm.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
+    h = x + residual
+    return rms_norm(h, weight, eps, impl="torch"), h

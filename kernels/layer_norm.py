@@ -1,0 +1,138 @@
+"""LayerNorm: give a vector mean 0 and deviation 1, then scale and shift each component.
+
+    y = x̂ ⊙ g + b,    x̂ = (x − μ) · r,    r = 1 / √(var(x) + ε)                 (Ba et al. 2016, arXiv:1607.06450)
+
+The variance is that of the row itself (divided by C, not C − 1), taken about the mean in a second pass over registers:
+mean(x²) − μ² would cancel where μ is large. Backward, with d = dy ⊙ g:
+
+    db = Σ_rows dy,    dg = Σ_rows dy ⊙ x̂,    dx = r · (d − mean(d) − x̂ · mean(d ⊙ x̂))
+
+As in rms_norm.py a program holds whole rows, numbers are read once, and each program of the backward pass keeps its own
+sums of dg and db, added at the end in a fixed order. On a CPU PyTorch's own fused kernel does the same.
+
+Legend: N rows (any number of leading dimensions), C components; R rows and BLOCK ≥ C components in a program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.kernels.launch import Impl, check_floats, jit, launch, multiprocessors, narrow, tl, use_triton
+from luthier.kernels.rms_norm import settings
+
+__all__ = ["cost", "layer_norm", "layer_norm_reference"]
+
+EXAMPLE = {"rows": 8192, "columns": 4096}
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The formula, one operation at a time. x: [..., C], weight and bias: [C]."""
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight
+    return y if bias is None else y + bias
+
+
+def cost(rows: int, columns: int, itemsize: int) -> dict[str, tuple[int, int]]:
+    """Bytes that must cross the card's memory and operations, forward and backward."""
+    numbers = rows * columns
+    return {"forward": (2 * numbers * itemsize, 7 * numbers), "backward": (3 * numbers * itemsize, 12 * numbers)}
+
+
+@jit(lengths=("N",))
+def _forward(
+    X, G, Bias, Y, Mean, Rms, N, eps, C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, BLOCK)
+    at = row[:, None] * C + column[None, :]
+    inside = (row < N)[:, None] & (column < C)[None, :]
+    x = tl.load(X + at, inside, other=0.0).to(tl.float32)
+    mean = tl.sum(x, 1) / C
+    x = tl.where(inside, x - mean[:, None], 0.0)
+    r = tl.rsqrt(tl.sum(x * x, 1) / C + eps)
+    y = x * r[:, None] * tl.load(G + column, column < C, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        y += tl.load(Bias + column, column < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(Y + at, narrow(y, Y.dtype.element_ty), inside)
+    tl.store(Mean + row, mean, row < N)
+    tl.store(Rms + row, r, row < N)
+
+
+@jit(lengths=("N",))
+def _backward(X, G, Mean, Rms, Dy, Dx, Dg, Db, N, C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    g = tl.load(G + column, column < C, other=0.0).to(tl.float32)[None, :]
+    dg = tl.zeros((R, BLOCK), tl.float32)
+    db = tl.zeros((R, BLOCK), tl.float32)
+    for start in range(tl.program_id(0) * R, N, tl.num_programs(0) * R):
+        row = start + tl.arange(0, R).to(tl.int64)
+        at = row[:, None] * C + column[None, :]
+        inside = (row < N)[:, None] & (column < C)[None, :]
+        mean = tl.load(Mean + row, row < N, other=0.0)[:, None]
+        r = tl.load(Rms + row, row < N, other=0.0)[:, None]
+        x_hat = (tl.load(X + at, inside, other=0.0).to(tl.float32) - mean) * r
+        dy = tl.load(Dy + at, inside, other=0.0).to(tl.float32)
+        dg += dy * x_hat
+        db += dy
+        d = dy * g
+        dx = r * (d - tl.sum(d, 1)[:, None] / C - x_hat * (tl.sum(d * x_hat, 1)[:, None] / C))
+        tl.store(Dx + at, narrow(dx, Dx.dtype.element_ty), inside)
+    tl.store(Dg + tl.program_id(0) * C + column, tl.sum(dg, 0), column < C)
+    tl.store(Db + tl.program_id(0) * C + column, tl.sum(db, 0), column < C)
+
+
+class _TritonLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        C = x.shape[-1]
+        x2 = x.reshape(-1, C).contiguous()
+        y = torch.empty_like(x2)
+        mean, rms = (torch.empty(len(x2), dtype=torch.float32, device=x.device) for _ in range(2))
+        s, b = settings(C), weight if bias is None else bias
+        grid = (-(-len(x2) // s["R"]),)
+        launch(_forward, grid, x2, weight, b, y, mean, rms, len(x2), eps, C=C, BIAS=bias is not None, **s)
+        ctx.save_for_backward(x2, weight, mean, rms)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return y.view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        (dy,) = gradients
+        x, weight, mean, rms = ctx.saved_tensors
+        (N, C), s = x.shape, settings(x.shape[-1])
+        programs = min(4 * multiprocessors(x), -(-N // s["R"]))
+        dx, sums = torch.empty_like(x), torch.empty(2, programs, C, dtype=torch.float32, device=x.device)
+        dy2 = dy.reshape(-1, C).contiguous()
+        launch(_backward, (programs,), x, weight, mean, rms, dy2, dx, sums[0], sums[1], N, C=C, **s)
+        dg, db = sums.sum(1)
+        return dx.view(dy.shape), dg.to(weight.dtype), None if ctx.bias_dtype is None else db.to(ctx.bias_dtype), None
+
+
+def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
+    C = EXAMPLE["columns"]
+    x = torch.zeros(tokens, C, dtype=dtype, requires_grad=True)
+    weight, bias = (torch.ones(C, dtype=dtype, requires_grad=True) for _ in range(2))
+    y: Any = _TritonLayerNorm.apply(x, weight, bias, 1e-5)
+    y.backward(y)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *, impl: Impl = "auto"
+) -> Tensor:
+    """Normalise the last dimension of x [..., C], scale by weight [C], shift by bias [C]; same dtype out as in.
+
+    Raises ValueError where the sizes differ.
+    """
+    for name, one in (("weight", weight), ("bias", bias)):
+        if one is not None and one.shape != x.shape[-1:]:
+            raise ValueError(f"layer_norm: {name} has shape {tuple(one.shape)}, x needs {tuple(x.shape[-1:])}")
+    if use_triton("layer_norm", impl, x):
+        check_floats("layer_norm", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+        return _TritonLayerNorm.apply(x, weight, bias, eps)  # pyright: ignore[reportReturnType]
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)

@@ -1,0 +1,27 @@
+"""The Triton kernels' values and gradients without a card: their `gpu` tests in Triton's interpreter.
+
+Whether Triton interprets or compiles is settled when a kernel is decorated, so each file runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = sorted(p.name for p in HERE.glob("test_*.py") if "@pytest.mark.gpu" in p.read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter already")
+@pytest.mark.parametrize("file", [f for f in FILES if f != Path(__file__).name])
+def test_in_the_interpreter(file: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: kernels were not tested")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", str(HERE / file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-1000:]
