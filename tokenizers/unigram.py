@@ -33,6 +33,8 @@ import numpy.typing as npt
 from luthier.tokenizers.bpe import SpecialTokenError, TokenIdError, VocabularyError
 from luthier.tokenizers.special_tokens import cut_special
 from luthier.tokenizers.unigram_encode import Encoder
+from luthier.tokenizers.unigram_lattice import lattice, sample
+from luthier.tokenizers.unigram_trie import build_model
 
 __all__ = ["Kind", "Normalizer", "UnigramTokenizer", "segment_by_the_book"]
 
@@ -59,6 +61,10 @@ class Normalizer(Protocol):
 
     def normalize(self, text: str) -> str:
         """The text as pieces spell it, ▁ for a space."""
+        ...
+
+    def to_utf8(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """All texts, normalized, in UTF-8, and where each starts and the last ends [len(texts) + 1]."""
         ...
 
     def normalize_with_places(self, text: str) -> tuple[str, Sequence[tuple[int, int]]]:
@@ -131,7 +137,7 @@ class UnigramTokenizer:
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self.tokens = [self._bytes_of(i) for i in range(len(self.pieces))]
-        self._encoder = Encoder(self.spellings, *self._weights(), self._byte_ids(), unk_id, self.cut)
+        self._encoder = Encoder(build_model(self.spellings, self._weights(), self._byte_ids(), unk_id), self.cut)
 
     # ------------------------------------------------------------ facts
 
@@ -163,7 +169,7 @@ class UnigramTokenizer:
 
     def encode_ordinary(self, text: str) -> Ids:
         """Ids of `text`; the spelling of a special token is ordinary text."""
-        return self._encoder.encode(self.normalizer.normalize(text))
+        return self._encoder.encode(*self.normalizer.to_utf8([text]))[0]
 
     def encode(
         self,
@@ -193,7 +199,7 @@ class UnigramTokenizer:
         return np.concatenate(ids), np.concatenate(offsets)
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
-        return self._encoder.encode_batch([self.normalizer.normalize(text) for text in texts])
+        return self._encoder.encode(*self.normalizer.to_utf8(texts))
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, special tokens as ordinary text."""
@@ -203,9 +209,12 @@ class UnigramTokenizer:
         """Ids of `text` as `encode_ordinary` gives them, and for each token the characters [start, end) it came from.
         The bytes of one character all name it; a ▁ that stands for no space is an empty place."""
         plain, places = self.normalizer.normalize_with_places(text)
-        ids, ends = self._encoder.encode_with_ends(plain)
+        data, starts = _utf8(plain)
+        ids, offsets, _ = self._encoder.best(data, starts)
+        ids, _, ends = self._encoder.finish(data, starts, ids, offsets)
+        characters = np.cumsum((data & 0xC0) != 0x80)
         spans, start = [], 0
-        for end in ends.tolist():
+        for end in characters[ends - 1].tolist():
             first = start if end > start else end - 1  # a byte inside a character
             spans.append((places[first][0], places[end - 1][1]))
             start = end
@@ -215,10 +224,13 @@ class UnigramTokenizer:
 
     def sample(self, text: str, alpha: float = 0.1, seed: int | np.random.Generator = 0) -> Ids:
         """Ids of a segmentation drawn with probability proportional to P^alpha: alpha 0 makes all equally likely, a
-        large one nearly always gives the best (Kudo 2018, section 3.1; there 0.1 to 0.5). Forward filtering, backward
-        sampling: sum the ways to each place, then walk back from the end and draw each last piece by its share."""
-        generator = np.random.default_rng(seed)
-        return self._encoder.sample(self.normalizer.normalize(text), alpha, generator)
+        large one nearly always gives the best (Kudo 2018, section 3.1; there 0.1 to 0.5)."""
+        data, starts = self.normalizer.to_utf8([text])
+        return self._finish(data, starts, sample(data, self._encoder.model, alpha, np.random.default_rng(seed)))
+
+    def _finish(self, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], ids: Ids) -> Ids:
+        """Ids as given out: unknown characters joined, or as bytes."""
+        return self._encoder.finish(data, starts, ids, np.array([0, len(ids)]))[0]
 
     def nbest(self, text: str, n: int) -> list[tuple[Ids, float]]:
         """The `n` best segmentations and their log-probabilities, best first; fewer where there are not so many.
@@ -226,14 +238,14 @@ class UnigramTokenizer:
         A* from the end of the text: a way to the end is worth its own score plus the best score of a way to where it
         starts, which Viterbi's pass has found; so ways come off the heap in order of the whole text's score.
         """
-        plain = self.normalizer.normalize(text)
-        best, edges = self._encoder.lattice(plain)  # edges[j]: (start, id, score) of the pieces that end at j
+        data, starts = self.normalizer.to_utf8([text])
+        best, edges = lattice(data, self._encoder.model)  # edges[j]: (start, id, score) of the pieces that end at j
         heap: list[tuple[float, int, float, int, Any]] = [(-best[-1], 0, 0.0, len(best) - 1, None)]
         found, made = [], 1
         while heap and len(found) < n:
             _, _, score, j, way = heapq.heappop(heap)
             if j == 0:
-                found.append((self._encoder.finish(plain, _unlinked(way)), score))
+                found.append((self._finish(data, starts, np.array(_unlinked(way), np.int32)), score))
             for i, piece, gain in edges[j]:
                 heapq.heappush(heap, (-(best[i] + gain + score), made, gain + score, i, (piece, way)))
                 made += 1
@@ -241,7 +253,8 @@ class UnigramTokenizer:
 
     def log_likelihood(self, text: str) -> float:
         """Natural logarithm of the best segmentation's probability, summed in double precision."""
-        return self._encoder.score(self.normalizer.normalize(text))
+        ids = self._encoder.best(*self.normalizer.to_utf8([text]))[0]
+        return float(self._encoder.model.weights[ids].sum(dtype=np.float64))
 
     def encode_reference(self, text: str) -> list[str]:
         """The best segmentation in plain Python, user-defined pieces aside: slow, for reading and for tests."""
@@ -317,14 +330,15 @@ class UnigramTokenizer:
         crossing = any(a != SPACE and b == SPACE for p in inner for a, b in pairwise(p))
         return 0 if crossing else 1 if inner else 2
 
-    def _weights(self) -> tuple[npt.NDArray[np.float32], float]:
-        """Score of each id in the lattice, and of an unknown character. A user-defined piece outbids any other."""
+    def _weights(self) -> npt.NDArray[np.float32]:
+        """Score of each id in the lattice. An unknown character is ten nats below all pieces; a user-defined piece
+        outbids any other."""
         normal = self.scores[self.kinds == Kind.NORMAL]
-        least, most = (normal.min(), max(normal.max(), np.float32(0))) if len(normal) else (np.float32(0), 0.0)
         weights = self.scores.copy()
+        weights[self.unk_id] = normal.min(initial=0) - np.float32(10)
         for i in np.flatnonzero(self.kinds == Kind.USER_DEFINED):
-            weights[i] = len(self.pieces[i].encode()) * float(most) - 0.1
-        return weights, float(least - np.float32(10))
+            weights[i] = len(self.pieces[i].encode()) * float(normal.max(initial=-np.inf).clip(0)) - 0.1
+        return weights
 
     def _byte_ids(self) -> Ids:
         """Byte → id, or empty without byte fallback."""
@@ -349,6 +363,11 @@ def _byte_value(i: int, piece: str) -> int:
         return int(piece[3:5], 16)
     except ValueError:
         raise VocabularyError(f"piece {i}, {piece!r}, is a byte but is not spelled <0x00> to <0xFF>") from None
+
+
+def _utf8(text: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    data = np.frombuffer(text.encode("utf-8"), np.uint8)
+    return data, np.array([0, len(data)])
 
 
 def _unlinked(way: Any) -> list[int]:
