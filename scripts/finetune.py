@@ -35,6 +35,8 @@ class Command:
     """Files of questions or conversations, or corpus folders that hold questions.jsonl."""
     replay: Path | None = None
     """Folder of shards to mix in, so that the language is not forgotten."""
+    tokenizer: Path | None = None
+    """Folder of a tokenizer that extends the model's own: the model's vocabulary grows. Without it, the model's own."""
     out: Path = Path("tuned")
     """Folder for the tuned model."""
     overwrite: bool = False
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.out,
             command.config,
             replay=command.replay,
+            tokenizer=command.tokenizer,
             overwrite=command.overwrite,
         )
     )

@@ -15,10 +15,10 @@ from luthier.scripts.cli import parse, run
 
 @dataclass
 class Command:
-    """Train a decoder model from nothing on a corpus.
+    """Train a decoder model on a corpus, from nothing or from a base model.
 
     Goes in: a folder of shards from `luthier encode`; the tokenizer that made them; vectors to start the embedding
-    from.
+    from, or a base model's folder, whose vocabulary grows if the tokenizer extends its own.
 
     Comes out: a Hugging Face model folder (config.json, model.safetensors, tokenizer.json …) with metrics.jsonl, the
     loss of every step.
@@ -34,6 +34,8 @@ class Command:
     """Folder of shards."""
     tokenizer: Path | None = None
     """Folder of the tokenizer that made the shards; saved beside the weights."""
+    base: Path | None = None
+    """Folder of a model to go on from, with its shape; without it, a new model is made."""
     vectors: Path | None = None
     """Folder of vectors of the same tokens, to start the embedding from; without it, it starts at random."""
     out: Path = Path("model")
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.shards,
             command.out,
             command.config,
+            base=command.base,
             vectors=command.vectors,
             tokenizer=command.tokenizer,
             overwrite=command.overwrite,

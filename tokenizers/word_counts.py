@@ -2,9 +2,9 @@
 
     text ──parts of 1 MB──▶ boundaries (pretokenize.py) ──▶ hash table: piece → how often ──▶ letters, ends, counts
 
-**Table.** A slot is four numbers: two keys; count; length and place. A piece of up to 16 bytes is its own key (its first
-eight bytes and the rest), so one look at one slot is enough; of a longer piece the keys are a hash and its last eight
-bytes, and its letters, which stand in an array beside the table, are compared too. Counts have 64 bits.
+**Table.** A slot is four numbers: two keys; count; length and place. A piece of up to 16 bytes is its own key (its
+first eight bytes and the rest), so one look at one slot is enough; of a longer piece the keys are a hash and its last
+eight bytes, and its letters, which stand in an array beside the table, are compared too. Counts have 64 bits.
 
 **Parts.** A long text is cut where every pattern known by name cuts, whatever stands before and behind: after a letter
 or numeral and before a blank, a line feed or a mark such as a comma. So the pieces are those of the whole text. A

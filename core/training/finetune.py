@@ -118,12 +118,14 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     replay: Path | None = None,
+    tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> FinetuneSummary:
     """Tune the model folder `model` (our own, or a Llama-like one of Hugging Face's) on `data`.
 
     `data` are questions files, or folders that hold questions.jsonl, and conversation files; `replay` is a folder of
-    shards made with the model's tokenizer. Raises TrainingError if nothing in `data` can be trained on.
+    shards made with the tokenizer; `tokenizer` extends the model's own, which is the default, and the model grows.
+    Raises TrainingError if nothing in `data` can be trained on.
     """
     from luthier.core.training.examples import read_wordings
     from luthier.core.training.pretrain import settings
@@ -135,31 +137,34 @@ def finetune(
     if not found.wordings:
         raise TrainingError(_nothing(found, data))
     replay = None if replay is None else Path(replay)
-    inputs: dict[str, Path | str | None] = {"data": found.hash(), "model": model, "replay": replay}
+    tokenizer = None if tokenizer is None else Path(tokenizer)
+    inputs: dict[str, Path | str | None] = {
+        "data": found.hash(),
+        "model": model,
+        "replay": replay,
+        "tokenizer": tokenizer,
+    }
     files = [path for path in data if path.is_file() and not (path.parent / "manifest.json").is_file()]
     documents = [*documents_of([model, replay]), *({"path": f.name, "sha256": hash_file(f)} for f in files)]
     work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
     if work.done:
         return FinetuneSummary(Path(out), changed=False)
     with work:
-        return _run(work, config, model, found, replay)
+        return _run(work, config, model, found, replay, tokenizer or model)
 
 
-def _run(work: Artifact, config: FinetuneConfig, folder: Path, found: Found, replay: Path | None) -> FinetuneSummary:
+def _run(
+    work: Artifact, config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path
+) -> FinetuneSummary:
     from luthier.core.training.batches import pack
     from luthier.core.training.loop import fit
     from luthier.core.training.optimizers import make_optimizers
-    from luthier.core.training.pretrain import save, use_machine
+    from luthier.core.training.pretrain import open_base, save, use_machine
     from luthier.core.training.schedules import learning_rate_factor
-    from luthier.models.checkpoints import load_model
     from luthier.tokenizers.formats import load_tokenizer
 
     use_machine(config.threads)
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model only {model.config.vocab_size:,}"
-        )
+    tokenizer, model = load_tokenizer(spelling), open_base(folder, spelling)
     row = min(config.context, model.config.max_position_embeddings)
     found.wordings = _that_fit(tokenizer, found, row)
     per_epoch = -(-len(found.wordings) // config.batch_size)
@@ -184,7 +189,7 @@ def _run(work: Artifact, config: FinetuneConfig, folder: Path, found: Found, rep
         max_grad_norm=config.max_grad_norm,
         title="Tuning",
     )
-    save(model, work.folder, folder)
+    save(model, work.folder, spelling, folder)
     write_jsonl(work.folder / "trained_pairs.jsonl", (w.row for w in found.wordings if w.row is not None))
     return FinetuneSummary(
         work.out, found.pairs, len(found.wordings), steps, done.loss, done.validation_loss, done.seconds

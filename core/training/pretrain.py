@@ -11,12 +11,15 @@ repeated is worth nearly as much as new text (Muennighoff et al. 2023, arXiv:230
 How long: `steps`, or `tokens`, or by default `epochs`, the passes over one's own text. None of them asks the clock,
 so the same settings give the same model on a fast machine and on a slow one.
 
+From a base model the run goes on with that model's weights and shape. If the shards were made with a tokenizer that
+extends the base's (`luthier train-tokenizer --extend`), its embedding grows first (models/resize.py).
+
 Legend: B rows of a batch, T tokens a row (`context`), V vocabulary, C hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.core.training.batches import Batch, Windows
     from luthier.core.training.loop import Fitted
     from luthier.models.config import ModelConfig
+    from luthier.models.transformer import Transformer
 
 __all__ = ["PretrainConfig", "PretrainSummary", "pretrain"]
 
@@ -140,13 +144,15 @@ def pretrain(
     out: Path,
     config: PretrainConfig | None = None,
     *,
+    base: Path | None = None,
     vectors: Path | None = None,
     tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> PretrainSummary:
     """Train a new model on a folder of shards; `out` becomes a Hugging Face model folder.
 
-    `vectors` start its embedding; `tokenizer`, the one that made the shards, is saved beside the weights. Raises
+    `base`, a model's folder, is gone on from; its shape then replaces the preset's. `vectors` start a new model's
+    embedding; `tokenizer`, the one that made the shards, is saved beside the weights (left out: the base's). Raises
     ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
     """
     from luthier.core.data.shards import open_shards
@@ -155,23 +161,25 @@ def pretrain(
     train, held_out = open_shards(shards, "train"), open_shards(shards, "validation")
     if not len(train.tokens):
         raise TrainingError(f"{shards} holds no text to train on\nEncode a corpus with at least one stable document.")
+    if base is not None and vectors is not None:
+        raise InputError(f"{base} has an embedding already: give a base model or vectors, not both")
+    tokenizer = tokenizer or base
     if tokenizer is not None:
         _same_tokenizer(train, Path(tokenizer))
-    shape = model_config(config, train.vocab_size)
-    inputs = {"shards": Path(shards), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
+    inputs = {"shards": Path(shards), "base": _path(base), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
     work = Artifact(out, "pretrain", settings(config), inputs, overwrite=overwrite)
     if work.done:
         return PretrainSummary(Path(out), changed=False)
     with work:
-        return _run(work, config, shape, train, held_out, vectors, tokenizer)
+        return _run(work, config, train, held_out, base, vectors, tokenizer)
 
 
 def _run(
     work: Artifact,
     config: PretrainConfig,
-    shape: ModelConfig,
     train: Shards,
     held_out: Shards,
+    base: Path | None,
     vectors: Path | None,
     tokenizer: Path | None,
 ) -> PretrainSummary:
@@ -184,7 +192,13 @@ def _run(
     from luthier.models.transformer import Transformer
 
     use_machine(config.threads)
-    model = Transformer(shape, torch.Generator().manual_seed(config.seed))
+    if base is not None:
+        model = open_base(Path(base), tokenizer and Path(tokenizer))
+        config = replace(config, context=min(config.context, model.config.max_position_embeddings))
+    else:
+        shape = model_config(config, train.vocab_size)
+        model = Transformer(shape, torch.Generator().manual_seed(config.seed))
+    shape = model.config
     if vectors is not None:
         _start_from(model, vectors)
     own, general = sources(train, context=config.context, seed=config.seed)
@@ -210,7 +224,7 @@ def _run(
         max_grad_norm=config.max_grad_norm,
         title="Pretraining",
     )
-    save(model, work.folder, tokenizer)
+    save(model, work.folder, tokenizer, base)
     return summary_of(work.out, model, done)
 
 
@@ -230,6 +244,30 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}
     longest = max(config.context, presets[config.model].max_position_embeddings)
     return preset(config.model, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
+
+
+def open_base(folder: Path, tokenizer: Path | None) -> Transformer:
+    """The model to go on from, with a row for every id of `tokenizer`, which must be the model's own or extend it."""
+    from luthier.models.checkpoints import load_model
+    from luthier.models.resize import extends, resize_vocabulary
+    from luthier.tokenizers.formats import load_tokenizer
+
+    model, old = load_model(folder), load_tokenizer(folder)
+    if old.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{folder}: its tokenizer has {old.vocab_size:,} tokens, its model only {model.config.vocab_size:,}"
+        )
+    new = old if tokenizer is None or tokenizer == folder else load_tokenizer(tokenizer)
+    if new.tokens == old.tokens:
+        return model
+    if not extends(new, old):
+        raise InputError(
+            f"{tokenizer} gives ids another meaning than the tokenizer of {folder}\n"
+            f"Make one that only adds to it: luthier train-tokenizer CORPUS --extend {folder} --out tokenizer"
+        )
+    count = resize_vocabulary(model, old, new)
+    say(f"  vocabulary   {old.vocab_size:,} ids and {count:,} new ones, each from the mean of the pieces it replaces")
+    return model
 
 
 def rate_of(config: PretrainConfig, shape: ModelConfig) -> float:
@@ -359,8 +397,8 @@ def threads_said() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def save(model: Any, folder: Path, tokenizer: Path | None) -> None:
-    """The model in Hugging Face's layout, with its tokenizer."""
+def save(model: Any, folder: Path, tokenizer: Path | None, base: Path | None = None) -> None:
+    """The model in Hugging Face's layout, with its tokenizer; what config.json says of single tokens as in `base`."""
     from luthier.core.data.conversations import chat_template, stop_ids
     from luthier.models.checkpoints import save_model
     from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
@@ -372,7 +410,7 @@ def save(model: Any, folder: Path, tokenizer: Path | None) -> None:
     known = load_tokenizer(Path(tokenizer))
     known.chat_template = known.chat_template or chat_template(known)
     save_tokenizer(known, folder)
-    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(Path(tokenizer)))
+    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(Path(base or tokenizer)))
 
 
 def _tokens_of(base: Path) -> dict[str, Any]:

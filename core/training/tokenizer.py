@@ -162,10 +162,10 @@ class _Texts:
         pattern = base.pattern if base else config.pattern
         self._normalized = bool(base and base.normalizer)  # no part may end between a letter and its accent
         self._size = PART if pattern in PATTERNS and not self._normalized else 0
-        self._inputs, self._general = inputs, config.general
+        self._inputs, self._config = inputs, config
 
     def read(self, advance: Callable[..., None]) -> Iterator[str]:
-        for text in read_texts(self._inputs, general=self._general, part_size=self._size):
+        for text in read_texts(self._inputs, general=self._config.general, part_size=self._size):
             size = len(text.text.encode("utf-8"))
             advance(size)
             if text.split == "train":
@@ -177,7 +177,7 @@ class _Texts:
         """Bytes to read, None where that is not known before."""
         files = [path for given in self._inputs for path in find_texts(given)]
         files = [path / "documents.jsonl" if path.is_dir() else path for path in files]
-        packed = self._general != "none" or any(file.suffix == ".gz" for file in files)
+        packed = self._config.general != "none" or any(file.suffix == ".gz" for file in files)
         return None if packed else sum(file.stat().st_size for file in files)
 
 
