@@ -1,6 +1,7 @@
 """GloVe: vectors whose products are the logarithms of how often words stand together (Pennington et al. 2014).
 
-Count first. X_ij is how often word j stands within `window` words of word i, a pair at distance d adding 1/d. Then fit
+Count first: X_ij is how often word j stands within `window` words of word i, a pair at distance d adding 1/d
+(models/cooccurrence.py). Then fit
 
     J = Σ_ij f(X_ij) · ½ (w_i · c_j + b_i + b̃_j − log X_ij)²         f(x) = min(1, (x / x_max)^alpha)       (eq. 8, 9)
 
@@ -13,35 +14,36 @@ AdaGrad (Duchi et al. 2011) gives each number its own rate, eta / √(1 + sum of
 
 A word's final vector is w + c (§4.2): with a symmetric window the two tables differ by chance only.
 
-Counting is one sort. Each pair becomes the number (i·V + j)·window + d − 1; sorted, equal pairs lie together, and the
-sums of 1/d over each stretch are X. A block of words at a time, then the blocks' sums are merged the same way.
-Training visits the pairs in tiles of 512 × 512 words, in an order drawn once, so that the rows of a tile stay in the
-core's cache.
+What costs time is fetching rows. So pairs are visited in tiles of 512 × 512 words, the tiles in an order drawn once and
+the pairs of a tile too: the rows of a tile stay near the core and serve it many times. A number and the sum of its
+squared gradients lie in the same row, and the processor's estimate of 1/√ with one Newton step stands for a root and a
+division (the compiler makes it of `afn` and `arcp`).
 
-A window never leaves its document. `workers` threads share the tables without a lock; one thread gives the same bits
-for the same seed. A product that is no number, or beyond ±1e4, stops the training and names the pair.
+`workers` threads share the tables without a lock; one thread gives the same bits for the same seed, also where it was
+stopped and went on. A product that is no number, or beyond ±1e4, stops the training and names the pair.
 
-Legend: V rows of the vocabulary, D vector size, P = D rounded up to 16 (the rest stays zero).
+Legend: V rows of the vocabulary, D vector size, P = D rounded up to 8 (the rest stays zero).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from luthier.models.cooccurrence import Cooccurrences
 from luthier.models.vectors import Trained, VectorsError
 
-__all__ = ["Cooccurrences", "Diverged", "adagrad", "adagrad_plain", "count_pairs", "count_pairs_plain", "train_glove"]
+__all__ = ["Diverged", "Progress", "adagrad", "adagrad_plain", "train_glove"]
 
 TILE = 512  # words
 ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
-BLOCK = 1_000_000  # words counted at once: window · 8 MB
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back
 
 
@@ -53,93 +55,37 @@ class Diverged(VectorsError):
         self.i, self.j, self.x, self.product = i, j, x, product
 
 
-class Cooccurrences(NamedTuple):
-    """The pairs with a count above zero, sorted: rows i and j int32, count x float32, both (i, j) and (j, i)."""
+@dataclass
+class Progress:
+    """A training between two rounds, all that is needed to go on: the tables, the losses of the whole iterations, and
+    of the one that was begun the pairs visited and their summed loss."""
 
-    i: np.ndarray
-    j: np.ndarray
-    x: np.ndarray
-
-
-# ---------------------------------------------------------------- counting
-
-
-def count_pairs_plain(rows: np.ndarray, offsets: np.ndarray, window: int) -> dict[tuple[int, int], float]:
-    """X as a dictionary (i, j) → count, the readable way."""
-    counts: Counter[tuple[int, int]] = Counter()
-    for start, end in pairwise(offsets):
-        document = [int(row) for row in rows[start:end]]
-        for at, word in enumerate(document):
-            for distance in range(1, min(window, at) + 1):
-                other = document[at - distance]
-                counts[word, other] += 1 / distance  # pyright: ignore[reportArgumentType]
-                counts[other, word] += 1 / distance  # pyright: ignore[reportArgumentType]
-    return dict(counts)
-
-
-def count_pairs(rows: np.ndarray, offsets: np.ndarray, size: int, *, window: int = 5) -> Cooccurrences:
-    """X of the text `rows` (int, values below `size`), documents between `offsets`."""
-    if size**2 * window >= 2**63:
-        raise VectorsError(f"{size:,} words with window {window} do not fit 64-bit keys; raise min_count")
-    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    keys, sums = np.zeros(0, np.int64), np.zeros(0)
-    for start in range(0, len(rows), BLOCK):
-        stop = min(start + BLOCK, len(rows))
-        new = [_keys(rows, document, start, stop, distance, size, window) for distance in range(1, window + 1)]
-        found = np.sort(np.concatenate(new))
-        keys, sums = _merge(keys, sums, found // window, 1.0 / (found % window + 1))
-    i, j = keys // size, keys % size
-    other = i != j
-    sums[~other] *= 2  # a word beside itself counts once from each side
-    mirrored = np.concatenate([keys, (j * size + i)[other]])
-    order = np.argsort(mirrored, kind="stable")
-    mirrored = mirrored[order]
-    x = np.concatenate([sums, sums[other]])[order]
-    return Cooccurrences((mirrored // size).astype(np.int32), (mirrored % size).astype(np.int32), x.astype(np.float32))
-
-
-def _keys(
-    rows: np.ndarray, document: np.ndarray, start: int, stop: int, distance: int, size: int, window: int
-) -> np.ndarray:
-    """The numbers of the pairs of rows[start:stop] with the word `distance` before; each pair smaller row first."""
-    start = max(start, distance)
-    here, before = slice(start, stop), slice(start - distance, max(stop - distance, start - distance))
-    together = document[here] == document[before]
-    a, b = rows[here][together].astype(np.int64), rows[before][together].astype(np.int64)
-    return (np.minimum(a, b) * size + np.maximum(a, b)) * window + distance - 1
-
-
-def _merge(
-    keys: np.ndarray, sums: np.ndarray, new_keys: np.ndarray, new_sums: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums by key: sorted `keys` without repetition and sorted `new_keys` with."""
-    first = np.flatnonzero(np.diff(new_keys, prepend=-1))
-    if len(first):
-        new_keys, new_sums = new_keys[first], np.add.reduceat(new_sums, first)
-    if not len(keys):
-        return new_keys, new_sums
-    both, values = np.concatenate([keys, new_keys]), np.concatenate([sums, new_sums])
-    order = np.argsort(both, kind="stable")
-    both, values = both[order], values[order]
-    first = np.flatnonzero(np.diff(both, prepend=-1))
-    return both[first], np.add.reduceat(values, first)
+    W: np.ndarray
+    """float32 [V, 2P]: w, and the sums of its squared gradients."""
+    C: np.ndarray
+    """float32 [V, 2P]: c, and the sums of its squared gradients."""
+    b: np.ndarray
+    """float32 [V, 4]: b, b̃ and the sums of their squared gradients."""
+    losses: list[float] = field(default_factory=list)
+    visited: int = 0
+    total: float = 0.0
 
 
 # ---------------------------------------------------------------- the plain twin
 
 
-def adagrad_plain(i, j, log_x, f, first, last, W, C, GW, GC, b, eta):
+def adagrad_plain(i, j, log_x, f, first, last, W, C, b, eta):
     """Visit pairs first … last − 1, the readable way; the arguments as in `adagrad`."""
-    loss = 0.0
+    loss, P = 0.0, W.shape[1] // 2
     for n in range(first, last):
         row, column = i[n], j[n]
-        w, c = W[row].copy(), C[column].copy()
+        w, c = W[row, :P].copy(), C[column, :P].copy()
         diff = w @ c + b[row, 0] + b[column, 1] - log_x[n]
         if not abs(diff) < LIMIT:
             return loss, n
         g = f[n] * diff
         loss += 0.5 * g * diff
-        for value, squares, gradient in ((W[row], GW[row], g * c), (C[column], GC[column], g * w)):
+        for value, squares, gradient in ((W[row, :P], W[row, P:], g * c), (C[column, :P], C[column, P:], g * w)):
             value -= eta * gradient / np.sqrt(squares)
             squares += gradient**2
         for at in ((row, 0), (column, 1)):
@@ -151,33 +97,32 @@ def adagrad_plain(i, j, log_x, f, first, last, W, C, GW, GC, b, eta):
 # ---------------------------------------------------------------- the fast twin
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-def adagrad(i, j, log_x, f, first, last, W, C, GW, GC, b, eta):
-    """Visit pairs first … last − 1: rows i and j int32, log_x and f float32. W, C [V, P] and the sums of their squared
-    gradients GW, GC float32 are changed in place, as is b [V, 4]: b, b̃ and their sums. `eta` float32.
-
-    Returns (Σ ½ f diff², −1), or the number of the pair whose product is no number of use."""
-    loss = 0.0
+@njit(cache=True, nogil=True, _nrt=False, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "afn", "nsz"})
+def adagrad(i, j, log_x, f, first, last, W, C, b, eta):
+    """Visit pairs first … last − 1: rows i and j int32, log_x and f float32. The tables of `Progress` are changed in
+    place; `eta` float32. Returns (Σ ½ f diff², −1), or the number of the pair whose product is no number of use."""
+    loss, P, one = 0.0, W.shape[1] // 2, np.float32(1)
     for n in range(first, last):
-        row, column = i[n], j[n]
+        row, column = np.uint64(i[n]), np.uint64(j[n])
+        w, c = W[row], C[column]
         diff = b[row, 0] + b[column, 1] - log_x[n]
-        for d in range(W.shape[1]):
-            diff += W[row, d] * C[column, d]
+        for d in range(P):
+            diff += w[d] * c[d]
         if not abs(diff) < LIMIT:
             return loss, n
         g = f[n] * diff
         loss += 0.5 * g * diff
-        for d in range(W.shape[1]):
-            w, c = W[row, d], C[column, d]
-            dw, dc, sw, sc = g * c, g * w, GW[row, d], GC[column, d]
-            W[row, d] = w - eta * dw / np.sqrt(sw)
-            C[column, d] = c - eta * dc / np.sqrt(sc)
-            GW[row, d] = sw + dw * dw
-            GC[column, d] = sc + dc * dc
-        b[row, 0] -= eta * g / np.sqrt(b[row, 2])
-        b[column, 1] -= eta * g / np.sqrt(b[column, 3])
-        b[row, 2] += g * g
-        b[column, 3] += g * g
+        step, square = eta * g, g * g
+        for d in range(P):
+            a, e, sa, se = w[d], c[d], w[P + d], c[P + d]
+            w[d] = a - step * e * (one / np.sqrt(sa))
+            c[d] = e - step * a * (one / np.sqrt(se))
+            w[P + d] = sa + square * e * e
+            c[P + d] = se + square * a * a
+        b[row, 0] -= step / np.sqrt(b[row, 2])
+        b[column, 1] -= step / np.sqrt(b[column, 3])
+        b[row, 2] += square
+        b[column, 3] += square
     return loss, -1
 
 
@@ -196,49 +141,136 @@ def train_glove(
     seed: int = 0,
     workers: int = 1,
     kernel: Callable = adagrad,
+    folder: Path | None = None,
+    begun: Progress | None = None,
     report: Callable[[int, float], object] = lambda pairs, loss: None,
+    keep: Callable[[Progress], object] = lambda progress: None,
 ) -> Trained:
     """Learn vectors [size, vector_size] from counts. Names as in the paper and in Stanford's program; `kernel` is
-    `adagrad` or its plain twin; `report(pairs, loss)` is called now and then with the loss of the iteration so far.
+    `adagrad` or its plain twin. The pairs in the order of training (16 bytes each) lie in files of `folder`, or in
+    memory. `report(pairs, loss)` is called now and then with the loss of the iteration so far, `keep(progress)` after
+    each round: what it stores can be given as `begun`, to go on, with all other arguments the same.
 
     The losses are J divided by the number of pairs, each pair's share as it was when visited. Raises VectorsError for
     settings that cannot be, Diverged naming the pair."""
     for name, value in {"vector_size": vector_size, "iterations": iterations, "workers": workers}.items():
         if value < 1:
             raise VectorsError(f"{name} = {value}: expected at least 1")
+    for name, value in {"x_max": x_max, "eta": eta}.items():
+        if not value > 0:
+            raise VectorsError(f"{name} = {value}: expected more than 0")
     if not len(pairs.x):
         raise VectorsError("no two words stand within a window of each other: nothing to learn vectors from")
     rng = np.random.default_rng(seed)
-    order = _tiled(pairs, size, rng)
-    i, j, x = pairs.i[order], pairs.j[order], pairs.x[order]
-    log_x, f = np.log(x), np.minimum(1, (x / np.float32(x_max)) ** np.float32(alpha))
-    P = -(-vector_size // 16) * 16
-    W, C, GW, GC = (np.full((size, P), fill, np.float32) for fill in (0, 0, 1, 1))
-    b = np.ones((size, 4), np.float32)
+    progress = begun or _start(size, vector_size, rng)
+    lined = _in_tiles(pairs, size, x_max, alpha, np.random.default_rng([seed, 1]), folder)
+    with ThreadPoolExecutor(workers) as pool:
+        while len(progress.losses) < iterations:
+            while progress.visited < len(lined.i):
+                before = progress.visited
+                bad = _round(pool, workers, kernel, lined, progress, np.float32(eta))
+                if bad >= 0:
+                    raise _diverged(pairs, lined, bad, progress)
+                report(progress.visited - before, progress.total / progress.visited)
+                keep(progress)
+            progress.losses.append(progress.total / len(lined.i))
+            progress.visited, progress.total = 0, 0.0
+    W, C = progress.W[:, :vector_size], progress.C[:, :vector_size]
+    return Trained(W + C, C.copy(), progress.losses, len(lined.i))
+
+
+def _start(size: int, vector_size: int, rng: np.random.Generator) -> Progress:
+    P = -(-vector_size // 8) * 8
+    W, C, b = np.ones((size, 2 * P), np.float32), np.ones((size, 2 * P), np.float32), np.ones((size, 4), np.float32)
+    W[:, vector_size:P] = C[:, vector_size:P] = 0
     for table in (W[:, :vector_size], C[:, :vector_size], b[:, :2]):
         table[:] = (rng.random(table.shape, np.float32) - 0.5) / (vector_size + 1)
-    fixed = (W, C, GW, GC, b, np.float32(eta))
-    losses = []
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in range(iterations):
-            total = 0.0
-            for start in range(0, len(x), ROUND * workers):
-                cuts = np.linspace(start, min(start + ROUND * workers, len(x)), workers + 1).astype(int).tolist()
-                results = [pool.submit(kernel, i, j, log_x, f, *cut, *fixed) for cut in pairwise(cuts)]
-                for loss, n in [r.result() for r in results]:
-                    if n >= 0:
-                        product = float(W[i[n]] @ C[j[n]] + b[i[n], 0] + b[j[n], 1])
-                        raise Diverged(int(i[n]), int(j[n]), float(x[n]), product)
-                    total += float(loss)
-                report(cuts[-1] - start, total / cuts[-1])
-            losses.append(total / len(x))
-    vectors = W[:, :vector_size] + C[:, :vector_size]
-    return Trained(vectors, C[:, :vector_size].copy(), losses, len(x))
+    return Progress(W, C, b)
 
 
-def _tiled(pairs: Cooccurrences, size: int, rng: np.random.Generator) -> np.ndarray:
-    """An order by tiles of 512 × 512 words: the tiles by chance, and by chance within each."""
+def _round(
+    pool: ThreadPoolExecutor, workers: int, kernel: Callable, lined: Lined, progress: Progress, eta: np.float32
+) -> int:
+    """Train the next pairs; returns the number of the pair that went wrong, or −1."""
+    start = progress.visited
+    stop = min(start + ROUND * workers, len(lined.i))
+    cuts = np.linspace(start, stop, workers + 1).astype(int).tolist()
+    tables = (progress.W, progress.C, progress.b, eta)
+    results = [pool.submit(kernel, *lined, *cut, *tables) for cut in pairwise(cuts)]
+    for loss, bad in [r.result() for r in results]:
+        if bad >= 0:
+            return bad
+        progress.total += float(loss)
+    progress.visited = stop
+    return -1
+
+
+def _diverged(pairs: Cooccurrences, lined: Lined, n: int, progress: Progress) -> Diverged:
+    i, j = int(lined.i[n]), int(lined.j[n])
+    P = progress.W.shape[1] // 2
+    product = float(progress.W[i, :P] @ progress.C[j, :P] + progress.b[i, 0] + progress.b[j, 1])
+    return Diverged(i, j, float(pairs.x[(pairs.i == i) & (pairs.j == j)][0]), product)
+
+
+# ---------------------------------------------------------------- the order
+
+
+class Lined(NamedTuple):
+    """The pairs in the order of training: rows int32, log X and f(X) float32."""
+
+    i: np.ndarray
+    j: np.ndarray
+    log_x: np.ndarray
+    f: np.ndarray
+
+
+def _in_tiles(
+    pairs: Cooccurrences, size: int, x_max: float, alpha: float, rng: np.random.Generator, folder: Path | None
+) -> Lined:
+    """The pairs by tiles of 512 × 512 words, the tiles in an order by chance, and by chance within each."""
     tiles = -(-size // TILE)
-    place = rng.permutation(tiles * tiles).astype(np.int64)
-    tile = place[(pairs.i // TILE).astype(np.int64) * tiles + pairs.j // TILE]
-    return np.argsort(tile << 32 | rng.integers(0, 2**32, len(tile), np.int64))
+    place = rng.permutation(tiles * tiles).reshape(tiles, tiles)
+    ends = np.zeros(tiles * tiles + 1, np.int64)
+    _count_tiles(pairs.i, pairs.j, place, ends)
+    ends = np.cumsum(ends)
+    lined = Lined(*(_array(len(pairs.x), dtype, folder, n) for n, dtype in zip(Lined._fields, "iiff", strict=True)))
+    _lay(*pairs, place, ends[:-1].copy(), lined.i, lined.j, lined.log_x)
+    _shuffle(ends, np.uint64(rng.integers(2**63)), lined.i, lined.j, lined.log_x)
+    for start in range(0, len(pairs.x), ROUND):
+        part = slice(start, start + ROUND)
+        lined.f[part] = np.minimum(1, (lined.log_x[part] / np.float32(x_max)) ** np.float32(alpha))
+        lined.log_x[part] = np.log(lined.log_x[part])
+    return lined
+
+
+def _array(length: int, dtype: str, folder: Path | None, name: str) -> np.ndarray:
+    return np.empty(length, dtype) if folder is None else np.memmap(folder / f"lined.{name}", dtype, "w+", shape=length)
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _count_tiles(i, j, place, counts):
+    for n in range(len(i)):
+        counts[place[i[n] // TILE, j[n] // TILE] + 1] += 1
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _lay(i, j, x, place, ends, to_i, to_j, to_x):
+    """Each pair to the end of its tile."""
+    for n in range(len(i)):
+        tile = place[i[n] // TILE, j[n] // TILE]
+        at = ends[tile]
+        to_i[at], to_j[at], to_x[at] = i[n], j[n], x[n]
+        ends[tile] = at + 1
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _shuffle(ends, state, i, j, x):
+    """Shuffle each tile (Fisher & Yates), by chance from a 64-bit congruential generator (Knuth's MMIX)."""
+    for tile in range(len(ends) - 1):
+        for n in range(ends[tile + 1] - 1, ends[tile], -1):
+            state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            room = np.uint64(n - ends[tile] + 1)
+            m = ends[tile] + np.int64(((state >> np.uint64(32)) * room) >> np.uint64(32))
+            i[n], i[m] = i[m], i[n]
+            j[n], j[m] = j[m], j[n]
+            x[n], x[m] = x[m], x[n]

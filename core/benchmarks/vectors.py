@@ -27,7 +27,8 @@ from luthier.core.benchmarks.timing import Row, rate_row, seconds_in_turn
 from luthier.core.console import say
 from luthier.core.errors import InputError
 from luthier.core.training.vectors import words
-from luthier.models.glove import Cooccurrences, adagrad, adagrad_plain, count_pairs, train_glove
+from luthier.models.cooccurrence import Cooccurrences, count_pairs
+from luthier.models.glove import adagrad, adagrad_plain, train_glove
 from luthier.models.vectors import Vectors
 from luthier.models.word2vec import train_word2vec
 

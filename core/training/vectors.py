@@ -7,7 +7,7 @@
                     are left out
 
     ids ─count, drop the rare─▶ rows ─┬─word2vec: models/word2vec.py─┬─▶ vectors.safetensors, vocabulary.jsonl,
-                                      └─glove: models/glove.py───────┘   metrics.jsonl (the loss), training.json
+                                      └─glove: core/training/glove.py┘   metrics.jsonl (the loss), training.json
 
 Rows are ordered by count. A token that occurs less than `min_count` times has no row, and its neighbours close up, as
 in word2vec. The formats and the search are in models/vectors.py, the objectives in docs/vectors.md.
@@ -31,7 +31,7 @@ from luthier.core.console import progress, say
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
 from luthier.core.data.texts import hash_texts, read_texts
-from luthier.core.errors import ConfigError, InputError, TrainingError
+from luthier.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from luthier.models.vectors import Trained
@@ -74,6 +74,11 @@ class VectorsConfig:
     """glove: the paper's alpha, the power by which the weight of rarer pairs falls."""
     eta: float = 0.05
     """glove: AdaGrad's learning rate."""
+    symmetric: bool = True
+    """glove: count neighbours on both sides; with no-symmetric only those before a word (the paper's section 4.2)."""
+    max_memory: float = 2.0
+    """glove: GB that counting may take; a text that needs more is counted in parts, merged on disk. Any value gives the
+    same counts."""
     workers: int = 1
     """Threads; 0: one a core. One gives the same bits every time; several share the table without a lock (HOGWILD),
     which is faster, but no two runs are alike, and the commonest words of a small text differ most."""
@@ -85,7 +90,7 @@ class VectorsConfig:
         for name, lowest in {**dict.fromkeys(whole, 1), "workers": 0, "sample": 0, "min_alpha": 0}.items():
             if getattr(self, name) < lowest:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected at least {lowest}")
-        for name in ("alpha", "x_max", "eta"):
+        for name in ("alpha", "x_max", "eta", "max_memory"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
 
@@ -226,9 +231,13 @@ def _train_into(folder: Path, source: Source, config: VectorsConfig) -> float:
         )
     rows, offsets = _rows(source, kept)
     started = time.perf_counter()
-    method = _word2vec if config.method == "word2vec" else _glove
     tokens = [source.tokens[id_] for id_ in kept]
-    trained = method(rows, offsets, counts[kept], config, tokens)
+    if config.method == "glove":
+        from luthier.core.training.glove import glove
+
+        trained = glove(rows, offsets, counts[kept], config, tokens, folder)
+    else:
+        trained = _word2vec(rows, offsets, counts[kept], config, tokens)
     seconds = time.perf_counter() - started
     ids = kept if source.spelling == "byte-level" else np.arange(len(kept))
     Vectors(trained.vectors, tokens, ids, counts[kept], trained.contexts, source.spelling).save(folder)
@@ -269,33 +278,6 @@ def _word2vec(
             workers=config.workers or os.cpu_count() or 1,
             report=lambda count, loss: advance(count, note=f"loss {loss:.4f}"),
         )
-
-
-def _glove(
-    rows: np.ndarray, offsets: np.ndarray, counts: np.ndarray, config: VectorsConfig, tokens: Sequence[str]
-) -> Trained:
-    from luthier.models.glove import Diverged, count_pairs, train_glove
-
-    pairs = count_pairs(rows, offsets, len(counts), window=config.window)
-    try:
-        with progress("Training GloVe", config.iterations * len(pairs.x), "pairs") as advance:
-            return train_glove(
-                pairs,
-                len(counts),
-                vector_size=config.vector_size,
-                x_max=config.x_max,
-                alpha=config.x_exponent,
-                eta=config.eta,
-                iterations=config.iterations,
-                seed=config.seed,
-                workers=config.workers or os.cpu_count() or 1,
-                report=lambda count, loss: advance(count, note=f"loss {loss:.4f}"),
-            )
-    except Diverged as error:
-        raise TrainingError(
-            f"GloVe left the range of numbers at the pair '{tokens[error.i]}' and '{tokens[error.j]}' "
-            f"(count {error.x:g}): their product became {error.product:g}\nLower --eta (now {config.eta:g})."
-        ) from error
 
 
 def _summary(out: Path) -> VectorsSummary:
