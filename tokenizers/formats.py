@@ -82,6 +82,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        from luthier.tokenizers.vocab_merges import find_vocab_merges, load_vocab_merges
+
+        if pair := find_vocab_merges(path):
+            return load_vocab_merges(*pair)
     if not file.is_file():
         raise TokenizerFileError(f"{file} does not exist\nName a tokenizer's or a model's folder, or a tokenizer.json.")
     whole, config = _read_json(file), _read_config(file.parent)

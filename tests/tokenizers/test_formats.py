@@ -9,7 +9,7 @@ import pytest
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
-from luthier.tokenizers.bpe import BYTE_ORDER, VocabularyError
+from luthier.tokenizers.bpe import BYTE_ORDER, Tokenizer, VocabularyError
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import (
     TokenizerFileError,
@@ -20,7 +20,8 @@ from luthier.tokenizers.formats import (
     spell,
     unspell,
 )
-from luthier.tokenizers.pretokenize import PATTERNS
+from luthier.tokenizers.pretokenize import PATTERNS, PatternError
+from luthier.tokenizers.vocab_merges import load_vocab_merges, save_vocab_merges
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as HuggingFace
 
@@ -273,9 +274,98 @@ def test_tiktoken_files_that_are_none(parts, tmp_path, change, message):
 
 
 def test_tiktoken_cannot_say_another_order(parts, tmp_path):
-    from luthier.tokenizers.bpe import Tokenizer
-
     first = parts[0]
     turned = Tokenizer(first.tokens, first.merges[::-1].copy(), special_tokens=first.special_tokens)
     with pytest.raises(VocabularyError, match="merge 1 makes an earlier id"):
         save_tiktoken(turned, tmp_path / "x")
+
+
+# ---------------------------------------------------------------- vocab.json and merges.txt
+
+
+def test_vocab_and_merges_there_and_back(tmp_path):
+    tokenizer = train_bpe([TEXT] * 3, 330, pattern="gpt2")
+    save_vocab_merges(tokenizer, tmp_path)
+    model = models.BPE.from_file(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    theirs = HuggingFace(model)
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    again = load_tokenizer(tmp_path)
+    ids = tokenizer.encode_ordinary(TEXT).tolist()
+    assert again.encode_ordinary(TEXT).tolist() == theirs.encode(TEXT).ids == ids
+    assert (again.tokens, again.merges.tolist()) == (tokenizer.tokens, tokenizer.merges.tolist())
+    assert (again.special_tokens, again.eos_id, again.pattern) == (tokenizer.special_tokens, 0, "gpt2")
+
+
+@pytest.mark.skipif(not DATA, reason="LUTHIER_TEST_DATA is not set")
+def test_gpt2s_own_files(tmp_path):
+    """OpenAI's names and files: ids are those of tiktoken's r50k_base; written again, the files say the same."""
+    folder = Path(DATA or "", "vocab")
+    ours = load_vocab_merges(folder / "encoder.json", folder / "vocab.bpe")
+    ranks = load_tiktoken_bpe(str(folder / "r50k_base.tiktoken"))
+    special = {"<|endoftext|>": 50256}
+    theirs = tiktoken.Encoding("gpt2", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens=special)
+    assert (ours.vocab_size, ours.special_tokens) == (50257, special)
+    for kind in ("english", "code", "multilingual"):
+        text = Path(folder.parent, "text", f"{kind}.txt").read_text(encoding="utf-8")[:100_000]
+        assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
+    save_vocab_merges(ours, tmp_path)
+    assert json.loads((tmp_path / "vocab.json").read_text()) == json.loads((folder / "encoder.json").read_text())
+    assert (tmp_path / "merges.txt").read_text().split() == (folder / "vocab.bpe").read_text().split()
+
+
+def test_vocab_and_merges_cannot_say_everything(parts, tmp_path):
+    first = parts[0]
+    same = {"pattern": first.pattern, "special_tokens": first.special_tokens}
+    size = first.vocab_size
+    for tokenizer, what in (
+        (Tokenizer(first.tokens, first.merges, normalizer="NFC", **same), "a normalizer"),
+        (Tokenizer([*first.tokens, b"<t>"], first.merges, added_tokens={"<t>": size}, **same), "added tokens"),
+        (Tokenizer([*first.tokens, b""], first.merges, **same), "ids without a token"),
+        (Tokenizer([*first.tokens, b"xyz"], first.merges, whole_pieces=True, **same), "tokens that no merge makes"),
+    ):
+        with pytest.raises(VocabularyError, match=f"{what}.* cannot say"):
+            save_vocab_merges(tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda vocab, merges: (vocab[:-1], merges), r"vocab\.json:1:\d+: not valid JSON"),
+        (lambda vocab, merges: ("[]", merges), "expected one JSON object"),
+        (lambda vocab, merges: (vocab.replace(": 300,", ': "x",'), merges), "expected one JSON object"),
+        (lambda vocab, merges: (vocab[:-1] + ', "a": 400}', merges), "'a' stands twice"),
+        (lambda vocab, merges: (vocab[:-1] + ', "zz": 300}', merges), "id 300 is given twice"),
+        (lambda vocab, merges: (vocab[:-1] + ', "zz": 400}', merges), "no token has id 330"),
+        (lambda vocab, merges: (vocab, merges + "a b c\n"), r"merges\.txt:72: expected two tokens"),
+        (lambda vocab, merges: (vocab, merges + "a nowhere\n"), r"merges\.txt:72: 'nowhere' is not in the vocabulary"),
+        (lambda vocab, merges: (vocab, "#version: 0.2\nq q\n"), r"merges\.txt:2: 'qq' is not in the vocabulary"),
+    ],
+)
+def test_vocab_and_merges_that_are_none(tmp_path, change, message):
+    save_vocab_merges(train_bpe([TEXT] * 3, 330, pattern="gpt2"), tmp_path)
+    vocab, merges = change((tmp_path / "vocab.json").read_text(), (tmp_path / "merges.txt").read_text())
+    (tmp_path / "vocab.json").write_text(vocab)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(TokenizerFileError, match=message):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\na \xff\n")
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(TokenizerFileError, match=r"merges\.txt: not UTF-8 at byte 16"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_pattern_that_does_not_compile_is_said_with_its_file(parts, tmp_path):
+    whole = copy.deepcopy(parts[2])
+    whole["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a"}
+    _write(tmp_path, whole)
+    with pytest.raises(TokenizerFileError, match=r"tokenizer\.json: pattern '\(a' is not a regular expression"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(PatternError, match="missing"):
+        train_bpe(["a"], 300, pattern="(a")
+
+
+def test_files_that_are_not_utf8_are_named_with_the_byte(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(TokenizerFileError, match=r"tokenizer\.json: not UTF-8 at byte 7"):
+        load_tokenizer(tmp_path)
