@@ -42,8 +42,8 @@ class Encoder:
         return self.finish(data, starts, ids, offsets)[:2] if unknown else (ids, offsets)
 
     def best(self, data: Bytes, starts: Longs) -> tuple[Ids, Longs, int]:
-        """The same with an id for each unknown character, and the number of those."""
-        ids, offsets = np.empty(len(data), np.int32), np.zeros(len(starts), np.int64)
+        """The same with an id for each unknown character, and the number of words that have any."""
+        ids, offsets = np.empty(len(data) + 4, np.int32), np.zeros(len(starts), np.int64)
         try:
             words, room = self._desks.pop()
         except IndexError:
@@ -89,12 +89,12 @@ class _Room(NamedTuple):
 
 class _Words(NamedTuple):
     """Words met before. `slots`: upper half of the hash, and where the word's record is (0: free). A record is its
-    limit, bytes << 16 | number of ids, ids, letters; `limits` and `letters` are views of the same memory as other
-    types. `used` [2]: words, and numbers in records."""
+    limit, its score, bytes << 16 | unknown << 15 | number of ids, ids, letters; `floats` and `letters` are views of the
+    same memory as other types. `used` [2]: words, and numbers in records."""
 
     slots: npt.NDArray[np.uint64]
     records: Ids
-    limits: npt.NDArray[np.float32]
+    floats: npt.NDArray[np.float32]
     letters: Bytes
     used: Longs
 
@@ -224,7 +224,7 @@ def _encode(
     facts,
     slots,
     records,
-    limits,
+    floats,
     letters,
     used,
     score,
@@ -235,31 +235,46 @@ def _encode(
     out,
     offsets,
 ):
-    """Write the best segmentations into `out` and where each ends there into offsets[1:]; returns how many unknown
-    characters there are. Arrays come one by one because Numba unpacks tuples slowly."""
-    model, words = Model(trie, weights, lengths, byte_ids, facts), _Words(slots, records, limits, letters, used)
+    """Write the best segmentations into `out` and where each ends there into offsets[1:]; returns how many words hold
+    unknown characters. Arrays come one by one because Numba unpacks tuples slowly.
+
+    `about` is the running sum but for rounding, enough to compare with a limit; the exact one, `running`, is of the
+    first `summed` ids and catches up when it is needed."""
+    model, words = Model(trie, weights, lengths, byte_ids, facts), _Words(slots, records, floats, letters, used)
     room = _Room(score, second, start, ids)
-    o, begin, count = np.int64(0), np.int64(0), 0
+    o, begin, unknown = np.int64(0), np.int64(0), 0
     for t in range(len(starts) - 1):
-        running = np.float32(0)
+        running, about, summed = np.float32(0), np.float32(0), o
         while begin < starts[t + 1]:
             end, h = _word(data, begin, starts[t + 1], cut)
-            first = o
-            running = np.float32(0) if running < AFRESH else running
             record = _find(words, h, data, begin, end, model, room) if end - begin <= SHORT else np.int64(0)
-            if record and -running < limits[record]:
-                for k in range(records[record + 1] & 0xFFFF):
-                    out[o] = records[record + 2 + k]
-                    running += weights[out[o]]
-                    o += 1
+            if record and -about < floats[record]:
+                about += floats[record + 1]
+                info = records[record + 2]
+                unknown += info >> 15 & 1
+                for k in range(4):  # nearly always all of them
+                    out[o + k] = records[record + 3 + k]
+                for k in range(4, info & 0x7FFF):
+                    out[o + k] = records[record + 3 + k]
+                o += info & 0x7FFF
             else:
+                for k in range(summed, o):
+                    running += weights[out[k]]
+                running = np.float32(0) if running < AFRESH else running
                 _viterbi(data, begin, end, running, model, room)
-                o = _trace(room, end - begin, out, o)
-                running = room.score[end - begin]
-            for k in range(first, o):
-                count += out[k] == facts[0]
+                first, o = o, _trace(room, end - begin, out, o)
+                unknown += _count(out, first, o, facts[0])
+                running, about, summed = room.score[end - begin], room.score[end - begin], o
             begin = end
         offsets[t + 1] = o
+    return unknown
+
+
+@_inner
+def _count(ids, first, last, unknown):
+    count = 0
+    for k in range(first, last):
+        count += ids[k] == unknown
     return count
 
 
@@ -297,8 +312,9 @@ def _slot(words, h, data, begin, end):
     s = (h >> np.uint64(12)) & mask
     while words.slots[s]:
         record = np.int64(words.slots[s] & ~HASH)
-        if words.slots[s] & HASH == h & HASH and words.records[record + 1] >> 16 == size:
-            place, i = 4 * (record + 2 + (words.records[record + 1] & 0xFFFF)), 0
+        info = words.records[record + 2]
+        if words.slots[s] & HASH == h & HASH and info >> 16 == size:
+            place, i = 4 * (record + 3 + (info & 0x7FFF)), 0
             while i < size and words.letters[place + i] == data[begin + i]:
                 i += 1
             if i == size:
@@ -314,18 +330,20 @@ def _find(words, h, data, begin, end, model, room):
     if words.slots[s]:
         return np.int64(words.slots[s] & ~HASH)
     size = end - begin
-    if words.used[0] >= CACHE_WORDS or words.used[1] + 2 + 2 * SHORT > len(words.records):
+    if words.used[0] >= CACHE_WORDS or words.used[1] + 7 + 2 * SHORT > len(words.records):
         words.slots[:] = 0
         words.used[0], words.used[1] = 0, 1
         s = _slot(words, h, data, begin, end)
     record = words.used[1]
     lead = _viterbi(data, begin, end, np.float32(0), model, room)
-    count = _trace(room, size, words.records, record + 2) - (record + 2)
-    words.limits[record] = min(lead / size * np.float32(2.0**21), -AFRESH) + 2 * room.score[size]
-    words.records[record + 1] = size << 16 | count
+    count = _trace(room, size, words.records, record + 3) - (record + 3)
+    unknown = _count(words.records, record + 3, record + 3 + count, model.facts[0])
+    words.floats[record] = min(lead / size * np.float32(2.0**20), -AFRESH) + 2 * room.score[size] - 100
+    words.floats[record + 1] = room.score[size]
+    words.records[record + 2] = size << 16 | min(unknown, 1) << 15 | count
     for i in range(size):
-        words.letters[4 * (record + 2 + count) + i] = data[begin + i]
+        words.letters[4 * (record + 3 + count) + i] = data[begin + i]
     words.used[0] += 1
-    words.used[1] = record + 2 + count + (size + 3) // 4
+    words.used[1] = record + 3 + count + (size + 3) // 4
     words.slots[s] = (h & HASH) | np.uint64(record)
     return record
