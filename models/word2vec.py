@@ -1,185 +1,278 @@
-"""Word2Vec: skip-gram with negative sampling (Mikolov et al. 2013b, arXiv:1310.4546, eq. 4).
+"""Word2Vec: words that stand in like places get like vectors (Mikolov et al. 2013a, arXiv:1301.3781; 2013b, 1310.4546).
 
-Every word has two vectors, w as the one that stands in a text and c as the one that is predicted. For each word of the
-text and each neighbour x in its window, pull w_x and c_word together and push w_x away from K words drawn by chance:
+Every word has two vectors, w as the one that stands in a text and c as the one that is predicted. The text is walked
+word by word; the *targets* of a word are pulled towards, or pushed from, a vector h made of its neighbours:
 
-    loss(x, word) = −log σ(w_x · c_word) − Σ_k log σ(−w_x · c_noise_k)
-    ∂loss/∂(w · c) = σ(w · c) − label =: e,  label 1 for the word, 0 for noise;  w −= rate·Σ e·c,  c −= rate·Σ e·w
+    skip-gram (`sg`)   h = w_x for each neighbour x in turn                          2013a, section 3.2
+    CBOW               h = the mean of all neighbours' w (`cbow_mean`), or their sum   2013a, section 3.1
+
+    negative sampling  loss = −log σ(h · c_word) − Σ_k log σ(−h · c_noise_k)                 2013b, eq. 4
+    tree (`hs`)        loss = −Σ_n log σ(± h · c_n) over the nodes n on the word's path        2013b, eq. 3
+                       of a Huffman tree, + where the path turns left (models/huffman.py)
+    both               ∂loss/∂(h · c) = σ(h · c) − label =: e,   h −= rate·Σ e·c,   c −= rate·e·h
+
+Goldberg & Levy (2014, arXiv:1402.3722) derive the first of the two in full. Around that:
 
 - *window*: its reach is drawn anew for each word, 1 … `window`, which counts near words more often;
 - *noise* is drawn in proportion to count^`ns_exponent` (¾), exactly and in constant time, by Walker's alias table;
 - *sample*: a word of frequency f is kept with probability √(t/f) + t/f, t = `sample` (the formula of word2vec.c);
 - the rate falls in a straight line from `alpha` to `min_alpha` over all words of all epochs;
-- *shared noise* (Ji et al. 2016, arXiv:1604.04661): the neighbours of one word share its K noise words. Three small
-  matrix products then do the work of (K + 1)·neighbours dot products, at equal quality:
+- *n-grams* (Bojanowski et al. 2017, arXiv:1607.04606, eq. 2): w is the mean of the word's own row and those of its
+  character n-grams (models/ngrams.py), so that a word never seen has a vector;
+- *shared noise* (Ji et al. 2016, arXiv:1604.04661): the n neighbours of a word share its K noise words. Three small
+  matrix products then do the work of n (K + 1) dot products, at equal quality: word2vec_fast.py;
+- *ring*: a word's vector is copied when it comes into reach of the walk, changed there, and what it gained is added to
+  its row when it goes out of reach: one look into the table for a word, and for its n-grams, not one for each pair.
 
-      E [n, K+1] = σ(X Tᵀ) − labels;   T −= rate·Eᵀ X;   X −= rate·E T        X [n, D] neighbours, T [K+1, D] targets
+A window never leaves its document, nor its piece: the text is cut every 8,192 words, a document of any length is
+trained whole. Each piece has its own stream of chance, whoever trains it.
 
-A window never leaves its document. `workers` threads share both tables without a lock (Niu et al. 2011, HOGWILD): an
+**Threads.** `workers` threads take pieces in order and share the table without a lock (Niu et al. 2011, HOGWILD): an
 update lost now and then does no harm, but two such runs differ. One thread gives the same bits for the same seed.
 
-σ comes from a table over [−8, 8], linearly interpolated (error below 4e-6) and constant beyond.
+`deterministic` gives the same bits for any number of threads: a batch of some hundred words is cut into four lanes;
+each reads the table as it was before the batch and writes its changes into a log; then each thread adds, in the order
+of the logs, the changes of the rows that it owns (every n-th). The log costs memory traffic, and the two waits a batch
+cost time: docs/vectors.md has the figures.
 
-Legend: V rows of the vocabulary, D vector size, P = D rounded up to 16 (the rest stays zero), K noise words.
+Legend: V words, B n-gram buckets, N rows of the table, D vector size, P = D rounded up to 16 (the rest stays zero).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import njit
 
+from luthier.models.huffman import huffman_paths
+from luthier.models.ngrams import ngram_parts
 from luthier.models.vectors import Trained, VectorsError
+from luthier.models.word2vec_fast import Log, Model, Room, apply_log, thin, walk
 
-__all__ = ["alias_table", "skipgram", "skipgram_plain", "train_word2vec"]
+__all__ = ["Word2Vec", "Word2VecSettings", "alias_table", "keep_probability", "train_word2vec"]
 
-ROUND = 100_000  # words a thread trains between two looks at the loss; short, so that threads stay close in the text
-
-# One stream of chance for both twins: Knuth's 64-bit linear congruential generator, its upper 53 bits as a number < 1.
-MULTIPLIER, INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
-SHIFT, UNIT = np.uint64(11), 2.0**-53
-
-REACH, BINS = 8, 1024
-SIGMOID = (1 / (1 + np.exp(-(np.arange(BINS + 2) - BINS / 2) * (2 * REACH / BINS)))).astype(np.float32)
-ZERO, HALF, SCALE, TOP = (np.float32(x) for x in (0, BINS / 2, BINS / (2 * REACH), BINS))
+PIECE = 8_192  # words with one stream of chance
+ROUND = 64  # pieces between two looks at the loss
+LANES = 4  # of a batch, in deterministic mode
+MOST = 2.0  # times that the commonest word may come in a batch: all of them see the same table
 
 
-# ---------------------------------------------------------------- the plain twin
+@dataclass(frozen=True)
+class Word2VecSettings:
+    """Names as in gensim; see the module's head. `max_n` 0: no n-grams. `shared_noise`: words of the text that share
+    their noise words; 0: every pair draws its own."""
+
+    vector_size: int = 100
+    window: int = 5
+    sg: bool = True
+    hs: bool = False
+    negative: int = 5
+    ns_exponent: float = 0.75
+    sample: float = 1e-3
+    alpha: float = 0.025
+    min_alpha: float = 1e-4
+    cbow_mean: bool = True
+    epochs: int = 5
+    seed: int = 0
+    workers: int = 1
+    deterministic: bool = False
+    shared_noise: int = 1
+    min_n: int = 3
+    max_n: int = 0
+    bucket: int = 2_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("vector_size", "window", "epochs", "workers", "min_n", "bucket"):
+            if getattr(self, name) < 1:
+                raise VectorsError(f"{name} = {getattr(self, name)}: expected at least 1")
+        for name in ("negative", "sample", "min_alpha", "shared_noise", "max_n"):
+            if getattr(self, name) < 0:
+                raise VectorsError(f"{name} = {getattr(self, name)}: expected at least 0")
+        if not self.alpha > 0:
+            raise VectorsError(f"alpha = {self.alpha}: expected more than 0")
+        if not (self.negative or self.hs):
+            raise VectorsError("negative = 0 and hs = false: nothing to learn from\nGive --negative 5, or --hs.")
 
 
-def skipgram_plain(
-    rows, offsets, document, first, last, keep, accept, alias, sigmoid, W, C, window, negative, alpha, min_alpha, state
-):
-    """Train on rows[first:last], the readable way. Updates W and C [V, P]; returns (Σ loss and pairs of every 16th
-    word, all pairs, the state of chance). `document` is the one that `first` lies in; the rest as in `skipgram`."""
+class Word2Vec:
+    """A training in progress. `rows` int32 (the row of each word of the text, 0 the commonest; may be memory-mapped),
+    documents between `offsets`, `counts` [V] of each row, `tokens` for their n-grams.
 
-    def uniform():
-        nonlocal state
-        state = (int(state) * int(MULTIPLIER) + int(INCREMENT)) % 2**64
-        return (state >> 11) * UNIT
-
-    def noise():
-        y = uniform() * len(W)
-        return int(y) if y - int(y) < accept[int(y)] else int(alias[int(y)])
-
-    loss, measured, pairs, at = 0.0, 0, 0, first
-    while at < last:
-        end = min(last, int(offsets[document + 1]))
-        kept = [int(row) for row in rows[at:end] if uniform() < keep[row]]
-        for i, word in enumerate(kept):
-            reach = 1 + int(uniform() * window)
-            neighbours = kept[max(0, i - reach) : i] + kept[i + 1 : i + reach + 1]
-            targets = [word] + [noise() for _ in range(negative)]
-            rate = alpha + (min_alpha - alpha) * ((at - first) + i * (end - at) / len(kept)) / (last - first)
-            counts = np.array([1.0] + [float(t != word) for t in targets[1:]], np.float32)  # the word is no noise
-            X, T = W[neighbours], C[targets]
-            error = 1 / (1 + np.exp(-np.clip(X @ T.T, -REACH, REACH)))
-            error[:, 0] -= 1
-            if i % 16 == 0:
-                loss -= float((np.log(1 - np.abs(error)) * counts).sum())
-                measured += len(neighbours)
-            pairs += len(neighbours)
-            step = (-rate * error * counts).astype(np.float32)
-            np.add.at(C, targets, step.T @ X)
-            np.add.at(W, neighbours, step @ T)
-        at, document = end, document + 1
-    return loss, measured, pairs, state
-
-
-# ---------------------------------------------------------------- the fast twin
-
-
-# No "nnan": a guard for numbers that are none must survive. Three rows at a time because K + 1 = 6 by default, and a
-# row that is loaded once then serves three sums.
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-def skipgram(
-    rows, offsets, document, first, last, keep, accept, alias, sigmoid, W, C, window, negative, alpha, min_alpha, state
-):
-    """Train on rows[first:last] int32, where offsets int64 bound the documents. `keep` float64 [V] is the chance to be
-    kept, `accept` float64 and `alias` int64 [V] the noise; the rate goes from `alpha` to `min_alpha`; `state` uint64.
+    Attributes: `table` float32 [N, P], `done` pieces trained, `losses` one a round, `pairs` visited.
     """
-    V, P, K = W.shape[0], W.shape[1], (negative + 3) // 3 * 3
-    kept, neighbours = np.empty(last - first, np.int64), np.zeros(2 * window + 3, np.int64)
-    targets, rates = np.zeros(K, np.int64), np.zeros(K, np.float32)
-    T, step = np.zeros((K, P), np.float32), np.zeros((2 * window + 3, K), np.float32)
-    loss, measured, pairs, at = 0.0, 0, 0, first
-    while at < last:
-        end, m = min(last, offsets[document + 1]), 0
-        for q in range(at, end):
-            state = state * MULTIPLIER + INCREMENT
-            kept[m] = rows[q]
-            if (state >> SHIFT) * UNIT < keep[rows[q]]:
-                m += 1
-        for i in range(m):
-            # The neighbours; two more of weight zero fill the last group of three.
-            word, n = kept[i], 0
-            state = state * MULTIPLIER + INCREMENT
-            reach = 1 + int((state >> SHIFT) * UNIT * window)
-            for j in range(max(0, i - reach), min(m, i + reach + 1)):
-                if j != i:
-                    neighbours[n] = kept[j]
-                    n += 1
-            neighbours[n] = neighbours[n + 1] = word
-            # The targets: the word and its noise, copied, since their rows change below.
-            rate = alpha + (min_alpha - alpha) * ((at - first) + i * (end - at) / m) / (last - first)
-            for k in range(negative + 1):
-                t, rates[k] = word, rate
-                if k > 0:
-                    state = state * MULTIPLIER + INCREMENT
-                    y = (state >> SHIFT) * UNIT * V
-                    t = int(y)
-                    if y - t >= accept[t]:
-                        t = alias[t]
-                    if t == word:  # the word is no noise
-                        rates[k] = ZERO
-                targets[k] = t
-                for d in range(P):
-                    T[k, d] = C[t, d]
-            # step = −rate · (σ(X Tᵀ) − labels)
-            for j in range(n):
-                x = neighbours[j]
-                for k in range(0, K, 3):
-                    s0 = s1 = s2 = ZERO
-                    for d in range(P):
-                        w = W[x, d]
-                        s0 += w * T[k, d]
-                        s1 += w * T[k + 1, d]
-                        s2 += w * T[k + 2, d]
-                    step[j, k], step[j, k + 1], step[j, k + 2] = s0, s1, s2
-                for k in range(negative + 1):
-                    z = min(max(step[j, k] * SCALE + HALF, ZERO), TOP)
-                    h = int(z)
-                    e = sigmoid[h] + (z - h) * (sigmoid[h + 1] - sigmoid[h])
-                    if k == 0:
-                        e -= 1
-                    if i & 15 == 0 and rates[k] > ZERO:
-                        loss -= np.log(1 - abs(e))
-                    step[j, k] = -e * rates[k]
-            if i & 15 == 0:
-                measured += n
-            pairs += n
-            # C += stepᵀ X, then W += step T: both from the rows as they were before.
-            for k in range(negative + 1):
-                step[n, k] = step[n + 1, k] = ZERO
-                t = targets[k]
-                for j in range(0, n, 3):
-                    a0, a1, a2 = step[j, k], step[j + 1, k], step[j + 2, k]
-                    x0, x1, x2 = neighbours[j], neighbours[j + 1], neighbours[j + 2]
-                    for d in range(P):
-                        C[t, d] += a0 * W[x0, d] + a1 * W[x1, d] + a2 * W[x2, d]
-            for j in range(n):
-                x = neighbours[j]
-                for k in range(0, K, 3):
-                    a0, a1, a2 = step[j, k], step[j, k + 1], step[j, k + 2]
-                    for d in range(P):
-                        W[x, d] += a0 * T[k, d] + a1 * T[k + 1, d] + a2 * T[k + 2, d]
-        at, document = end, document + 1
-    return loss, measured, pairs, state
 
+    def __init__(
+        self,
+        rows: np.ndarray,
+        offsets: np.ndarray,
+        counts: np.ndarray,
+        settings: Word2VecSettings | None = None,
+        tokens: Sequence[str] = (),
+        kernel: Callable = walk,
+    ) -> None:
+        self.settings = s = settings or Word2VecSettings()
+        if len(rows) == 0 or len(counts) < 2:
+            raise VectorsError(f"{len(rows)} words of {len(counts)} different ones: too little to learn vectors from")
+        if s.max_n and len(tokens) != len(counts):
+            raise VectorsError(f"{len(tokens)} tokens for {len(counts)} rows: n-grams need the spelling of each")
+        self.rows, self.offsets = rows.astype(np.int32, copy=False), np.asarray(offsets, np.int64)
+        self.counts, self.kernel = np.asarray(counts), kernel
+        self.pieces = -(-len(rows) // PIECE)
+        self.done, self.pairs, self.losses = 0, 0, []
+        self._model, self.most_targets = _model(self.counts, s, tokens)
+        self.table = self._model.table
+        self._rooms: list[tuple] = []  # borrowed by one thread at a time
 
-# ---------------------------------------------------------------- training
+    @property
+    def finished(self) -> bool:
+        return self.done == self.pieces * self.settings.epochs
+
+    def train(self, report: Callable[[int, float], object] = lambda words, loss: None) -> None:
+        """Train to the end, from wherever `done` is. `report(words, loss)` is called after each round; an exception
+        that it raises leaves a state that training goes on from."""
+        with ThreadPoolExecutor(self.settings.workers) as pool:
+            while not self.finished:
+                epoch, first = divmod(self.done, self.pieces)
+                pieces = range(first, min(first + ROUND, self.pieces))
+                if self.settings.deterministic and not self.settings.hs:
+                    results = [self._train_batches(epoch, piece, pool) for piece in pieces]
+                elif self.settings.deterministic:
+                    results = [self._train_piece(epoch, piece) for piece in pieces]
+                else:
+                    results = list(pool.map(lambda piece: self._train_piece(epoch, piece), pieces))
+                sums = np.sum(results, axis=0)
+                self.done += len(pieces)
+                self.pairs += int(sums[2])
+                self.losses.append(float(sums[0] / max(sums[1], 1)))
+                report(min(pieces.stop * PIECE, len(self.rows)) - pieces.start * PIECE, self.losses[-1])
+
+    # ------------------------------------------------------------ one piece
+
+    def _train_piece(self, epoch: int, piece: int) -> np.ndarray:
+        """Σ loss, pairs measured, pairs."""
+        room, log, kept, ends = self._borrow(0)
+        kept, ends, states = self._thin(epoch, piece, kept, ends, 1)
+        out = self.kernel(kept, ends, 0, len(kept), self._model, room, log, *self._rates(epoch, piece), states[0])
+        self._rooms.append((room, log, kept.base, ends.base))
+        return np.array(out[:3])
+
+    def _train_batches(self, epoch: int, piece: int, pool: ThreadPoolExecutor) -> np.ndarray:
+        """The same by batches whose order of reduction is fixed."""
+        lane = self._lane
+        mine = [self._borrow(lane) for _ in range(LANES)]
+        kept, ends, states = self._thin(epoch, piece, mine[0][2], mine[0][3], -(-PIECE // lane))
+        rates, sums, workers = self._rates(epoch, piece), np.zeros(3), self.settings.workers
+        run = pool.map if workers > 1 else map
+
+        def change(number: int) -> tuple:
+            a = min(batch + number * lane, len(kept))
+            room, log = mine[number][:2]
+            return self.kernel(
+                kept, ends, a, min(a + lane, len(kept)), self._model, room, log, *rates, states[a // lane]
+            )
+
+        def apply(owner: int) -> None:
+            for number, out in enumerate(outs):
+                apply_log(mine[number][1], out[3], self._model, owner, workers)
+
+        for batch in range(0, len(kept), lane * LANES):
+            outs = list(run(change, range(LANES)))
+            list(run(apply, range(workers)))
+            sums += np.sum([out[:3] for out in outs], axis=0)
+        self._rooms += mine
+        return sums
+
+    @property
+    def _lane(self) -> int:
+        """Words of a lane: 16 to 256, fewer where one word is a large part of the text."""
+        share = float((self.counts * self._model.keep).max() / (self.counts * self._model.keep).sum())
+        return int(min(max(MOST / share / LANES, 16), 256))
+
+    def _thin(self, epoch: int, piece: int, kept: np.ndarray, ends: np.ndarray, streams: int) -> tuple:
+        """The words of a piece that are kept, their documents' ends, and so many streams of chance."""
+        seed = (self.settings.seed, epoch, piece)
+        states = np.random.SeedSequence(seed).generate_state(streams + 2, np.uint64)
+        first, last = piece * PIECE, min((piece + 1) * PIECE, len(self.rows))
+        words, documents, _ = thin(self.rows, self.offsets, first, last, self._model.keep, states[0], kept, ends)
+        return kept[:words], ends[:documents], states[1:]
+
+    def _rates(self, epoch: int, piece: int) -> tuple[float, float]:
+        s, total = self.settings, self.settings.epochs * len(self.rows)
+        parts = (epoch * len(self.rows) + min(p * PIECE, len(self.rows)) for p in (piece, piece + 1))
+        first, last = (s.alpha + (s.min_alpha - s.alpha) * part / total for part in parts)
+        return first, last
+
+    def _borrow(self, lane: int) -> tuple:
+        """Working space of one thread: room, log (empty, or for so many words), words kept, documents' ends."""
+        try:
+            return self._rooms.pop()
+        except IndexError:
+            P, window = self.table.shape[1], self.settings.window
+            entries = lane * (self.most_targets + 1) + 2 * window + 6 if lane else 0
+            log = Log(_aligned(entries, P), np.zeros(entries, np.int64))
+            room = _room(P, window, self.settings.negative, -(-self.most_targets // 6) * 6)
+            return room, log, np.zeros(PIECE, np.int32), np.zeros(PIECE, np.int64)
+
+    # ------------------------------------------------------------ results and state
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """float32 [V, D]: each word's own row, or the mean of it and its n-grams'."""
+        D, m = self.settings.vector_size, self._model
+        if not len(m.parts):
+            return self.table[: len(self.counts), :D].copy()
+        sums = np.add.reduceat(self.table[m.parts, :D], m.part_offsets[:-1], axis=0)
+        return sums / np.diff(m.part_offsets).astype(np.float32)[:, None]
+
+    @property
+    def contexts(self) -> np.ndarray:
+        """float32 [V, D]: the vectors of predicted words; zeros without negative sampling."""
+        start = self._model.contexts
+        return self.table[start : start + len(self.counts), : self.settings.vector_size].copy()
+
+    @property
+    def ngrams(self) -> np.ndarray | None:
+        """float32 [B, D]: the rows of the buckets, where n-grams are used."""
+        part = self.table[len(self.counts) : self._model.contexts, : self.settings.vector_size]
+        return part.copy() if len(part) else None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that training goes on from: to be given to `restore` of one with the same text and settings."""
+        numbers = {"done": self.done, "pairs": self.pairs, "losses": self.losses}
+        return {"table": self.table, **{name: np.array(value) for name, value in numbers.items()}}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state. Raises VectorsError for one of another size."""
+        if state["table"].shape != self.table.shape:
+            raise VectorsError(f"a state of shape {state['table'].shape} does not fit a table of {self.table.shape}")
+        self.table[:] = state["table"]
+        self.done, self.pairs = int(state["done"]), int(state["pairs"])
+        self.losses = [float(loss) for loss in state["losses"]]
+
+    def start_from(
+        self, rows: np.ndarray, vectors: np.ndarray, contexts: np.ndarray | None, ngrams: np.ndarray | None = None
+    ) -> None:
+        """Begin with vectors trained before: those of old row n are given to row rows[n]; the rest stays as drawn. The
+        tree's nodes begin anew, because a grown vocabulary has another tree."""
+        D, m = self.settings.vector_size, self._model
+        if vectors.shape[1] != D:
+            raise VectorsError(f"vectors of {vectors.shape[1]} numbers cannot start vectors of {D}")
+        if ngrams is not None or len(m.parts):
+            buckets = self.table[len(self.counts) : m.contexts, :D]
+            if ngrams is None or ngrams.shape != buckets.shape:
+                found = "no n-grams" if ngrams is None else f"{len(ngrams):,} buckets of n-grams"
+                raise VectorsError(f"vectors with {found} cannot start a training with {len(buckets):,} buckets")
+            buckets[:] = ngrams
+        self.table[rows, :D] = vectors
+        if len(m.parts):  # the row is what the mean lacks: parts · mean − the n-grams
+            for row, vector in zip(rows.tolist(), vectors, strict=True):
+                parts = m.parts[m.part_offsets[row] : m.part_offsets[row + 1]]
+                self.table[row, :D] = len(parts) * vector - self.table[parts[1:], :D].sum(axis=0)
+        if contexts is not None:
+            self.table[m.contexts + rows, :D] = contexts
 
 
 def train_word2vec(
@@ -187,58 +280,63 @@ def train_word2vec(
     offsets: np.ndarray,
     counts: np.ndarray,
     *,
-    vector_size: int = 100,
-    window: int = 5,
-    negative: int = 5,
-    sample: float = 1e-3,
-    alpha: float = 0.025,
-    min_alpha: float = 1e-4,
-    epochs: int = 5,
-    ns_exponent: float = 0.75,
-    seed: int = 0,
-    workers: int = 1,
-    kernel: Callable = skipgram,
+    tokens: Sequence[str] = (),
+    kernel: Callable = walk,
     report: Callable[[int, float], object] = lambda words, loss: None,
+    **settings: Any,
 ) -> Trained:
-    """Learn vectors of `rows` (int, the row of each word of the text; 0 the commonest), documents between `offsets`,
-    `counts` [V] of each row. Names as in gensim; `kernel` is `skipgram` or its plain twin. `report(words, loss)` is
-    called after each round. Raises VectorsError for settings that cannot be."""
-    _check(rows, counts, vector_size=vector_size, window=window, negative=negative, epochs=epochs, workers=workers)
-    rows, offsets = np.array(rows, np.int32), np.array(offsets, np.int64)
-    V, P = len(counts), -(-vector_size // 16) * 16
-    W, C = np.zeros((V, P), np.float32), np.zeros((V, P), np.float32)
-    W[:, :vector_size] = (np.random.default_rng(seed).random((V, vector_size), np.float32) - 0.5) / vector_size
-    fixed = (keep_probability(counts, sample), *alias_table(counts**ns_exponent), SIGMOID, W, C, window, negative)
-    states = np.random.SeedSequence(seed).generate_state(workers, np.uint64)
-    losses, pairs, done, total = [], 0, 0, epochs * len(rows)
-
-    def work(worker: int, first: int, last: int, rate: float, end_rate: float) -> tuple:
-        document = int(np.searchsorted(offsets, first, "right")) - 1
-        result = kernel(rows, offsets, document, first, last, *fixed, rate, end_rate, states[worker])
-        states[worker] = result[3]
-        return result
-
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in range(epochs):
-            for start in range(0, len(rows), ROUND * workers):
-                cuts = np.linspace(start, min(start + ROUND * workers, len(rows)), workers + 1).astype(int).tolist()
-                rate = alpha + (min_alpha - alpha) * done / total
-                done += cuts[-1] - start
-                end_rate = alpha + (min_alpha - alpha) * done / total
-                results = [pool.submit(work, n, cuts[n], cuts[n + 1], rate, end_rate) for n in range(workers)]
-                sums = np.sum([r.result()[:3] for r in results], axis=0)
-                losses.append(float(sums[0] / max(sums[1], 1)))
-                pairs += int(sums[2])
-                report(cuts[-1] - start, losses[-1])
-    return Trained(W[:, :vector_size].copy(), C[:, :vector_size].copy(), losses, pairs)
+    """Learn vectors from beginning to end: arguments as of `Word2Vec` and `Word2VecSettings`."""
+    training = Word2Vec(rows, offsets, counts, Word2VecSettings(**settings), tokens, kernel)
+    training.train(report)
+    return Trained(training.vectors, training.contexts, training.losses, training.pairs)
 
 
-def _check(rows: np.ndarray, counts: np.ndarray, **at_least_one: int) -> None:
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise VectorsError(f"{name} = {value}: expected at least 1")
-    if len(rows) == 0 or len(counts) < 2:
-        raise VectorsError(f"{len(rows)} words of {len(counts)} different ones: too little to learn vectors from")
+# ---------------------------------------------------------------- tables
+
+
+def _model(counts: np.ndarray, s: Word2VecSettings, tokens: Sequence[str]) -> tuple[Model, int]:
+    """The tables at the start, and the most targets that a word has."""
+    V, B = len(counts), s.bucket if s.max_n else 0
+    none, longest = np.zeros(0, np.int64), 0
+    parts = ngram_parts(tokens, s.min_n, s.max_n, s.bucket) if s.max_n else (none, none)
+    paths = (none, np.zeros(0, np.float32), none)
+    if s.hs:
+        nodes, turns, ends = huffman_paths(counts)
+        paths, longest = (nodes + 2 * V + B, turns, ends), int(np.diff(ends).max())
+    table = _aligned(2 * V + B + (V - 1 if s.hs else 0), -(-s.vector_size // 16) * 16)
+    rng = np.random.default_rng(s.seed)
+    for start in range(0, V + B, PIECE):
+        block = table[start : min(start + PIECE, V + B), : s.vector_size]
+        block[:] = (rng.random(block.shape, np.float32) - 0.5) / s.vector_size
+    accept, alias = alias_table(counts**s.ns_exponent)
+    noise = alias + np.minimum(accept, 1 - 2**-26)  # both in one number, and one look into memory
+    keep = keep_probability(counts, s.sample)
+    fixed = (V + B, s.window, s.negative, s.shared_noise if s.sg else max(s.shared_noise, 1), s.sg, s.cbow_mean)
+    return Model(table, keep, noise, *parts, *paths, *fixed), s.negative + 1 + longest
+
+
+def _room(P: int, window: int, negative: int, L: int) -> Room:
+    slots, wide, n = 1 << (2 * window).bit_length(), L // 6 * 8, 2 * window + 1
+    return Room(
+        ring=_aligned(slots, P),
+        before=_aligned(slots, P),
+        hidden=_aligned(2, P),
+        slots=np.zeros(n, np.int64),
+        only=np.zeros(1, np.int64),
+        targets=np.zeros(2 * L, np.int64),
+        labels=_aligned(2, wide),
+        rates=_aligned(2, wide),
+        noise=np.zeros(negative, np.int64),
+        steps=_aligned(n, wide),
+        gains=_aligned(L, P),
+    )
+
+
+def _aligned(rows: int, columns: int) -> np.ndarray:
+    """Zeros float32 [rows, columns] that begin where a line of the cache does."""
+    memory = np.zeros(rows * columns + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + rows * columns].reshape(rows, columns)
 
 
 def keep_probability(counts: np.ndarray, sample: float) -> np.ndarray:
