@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,29 +152,29 @@ def _short_name(peer: str) -> str:
 
 
 def _pivot(rows: Sequence[Row]) -> list[list[Cell]]:
-    """The lines of one table, its head first."""
+    """The lines of one table, its head first; a column that would be empty is left out."""
     cases = _cases(rows)
     peers = list(dict.fromkeys(p for _, by_peer in cases for p in by_peer if p not in (AGAIN, "none")))
-    noisy = any(AGAIN in by_peer for _, by_peer in cases)
-    head = [
-        "case",
-        "ours",
-        "20–80%",
-        *peers,
-        *(["noise"] if noisy else []),
-        *(["against the fastest"] if peers else []),
+    lines = [_head(peers), *(_line(case, by_peer, peers) for case, by_peer in cases)]
+    kept = [n for n in range(len(lines[0])) if any(line[n].text for line in lines[1:])]
+    return [[line[n] for n in kept] for line in lines]
+
+
+def _head(peers: Sequence[str]) -> list[Cell]:
+    return [Cell(text, QUIET) for text in ("case", "ours", "20–80%", *peers, "noise", "against the best")]
+
+
+def _line(case: str, by_peer: dict[str, Row], peers: Sequence[str]) -> list[Cell]:
+    first, best = next(iter(by_peer.values())), fastest(by_peer)
+    spread = f"{_number(first['p20'])}–{_number(first['p80'])}" if first["p20"] != first["p80"] else ""
+    return [
+        Cell(case),
+        Cell(_number(first["ours"]), STRONG),
+        Cell(spread, QUIET),
+        *(_peer_cell(by_peer.get(peer), peer == best) for peer in peers),
+        Cell(f"±{noise(by_peer):.1%}" if AGAIN in by_peer else "", QUIET),
+        _verdict(by_peer, best),
     ]
-    lines = [[Cell(text, QUIET) for text in head]]
-    for case, by_peer in cases:
-        first = next(iter(by_peer.values()))
-        best = fastest(by_peer)
-        line = [Cell(case), Cell(_number(first["ours"]), STRONG)]
-        line += [Cell(f"{_number(first['p20'])}–{_number(first['p80'])}", QUIET)]
-        line += [_peer_cell(by_peer.get(p), p == best) for p in peers]
-        line += [Cell(f"±{noise(by_peer):.1%}" if AGAIN in by_peer else "", QUIET)] if noisy else []
-        line += [_verdict(by_peer, best)] if peers else []
-        lines.append(line)
-    return lines
 
 
 def _peer_cell(row: Row | None, best: bool) -> Cell:
@@ -212,16 +211,14 @@ def _verdict(by_peer: dict[str, Row], best: str | None) -> Cell:
 
 
 def _summary(rows: Sequence[Row], machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the tables come to, a line a group; then which results were not equal."""
-    for group, of_group in groupby(rows, key=lambda row: row.get("group", "")):
-        cases = [by_peer for _, same in _groups(of_group) for _, by_peer in _cases(same) if fastest(by_peer)]
-        if not cases:
-            continue
-        ratios = [by_peer[str(fastest(by_peer))]["ratio"] for by_peer in cases]
-        even = sum(r >= 1 for r in ratios)
-        spread = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
-        text = f"{group or 'all'}: {spread} × the fastest peer, 1 or better in {even} of {len(ratios)}"
-        yield text, GOOD if even == len(ratios) else BAD
+    """What the tables come to, a line each; whether the machine was busy; which results were not equal."""
+    for (group, metric), of_group in _groups(rows):
+        ratios = [by_peer[best]["ratio"] for _, by_peer in _cases(of_group) if (best := fastest(by_peer))]
+        if ratios:
+            even = sum(r >= 1 for r in ratios)
+            spread = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+            text = f"{spread} × the best peer, 1 or better in {even} of {len(ratios)}: {group or metric}"
+            yield text + f", {metric}" * (metric.startswith("MB") and bool(group)), GOOD if even == len(ratios) else BAD
     if machine["load"] > 0.5 * machine["cores"]:
         yield f"other work was running (load {machine['load']} on {machine['cores']} cores): see the noise", EVEN
     for row in rows:

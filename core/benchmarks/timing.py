@@ -7,7 +7,8 @@ ours once more, in the same turn, says how far a ratio may be from 1 by chance.
 
     race        the whole of it for one case: check each tool's result, time them in turn, return the rows
     Tool        what is raced: a call, how much work it does, how its result is checked, what is made ready before it
-    in_child    run a function in a fresh process: its own environment (threads), and the memory it took at most
+    in_child    run a function in a fresh process with an environment of its own (numbers of threads)
+    most_memory the memory that a step took at most, measured there
     load_own    a user's function out of a file, to be raced too
 
 A row says: in `case` (of `group`) ours came to `ours` (`p20`–`p80`) of `metric` and `peer` to `theirs`; `ratio` above 1
@@ -24,7 +25,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +43,7 @@ __all__ = [
     "Tool",
     "in_child",
     "load_own",
+    "most_memory",
     "race",
     "rate_row",
     "rows_of",
@@ -213,21 +217,12 @@ def thread_counts(most: int | None = None) -> list[int]:
 # ---------------------------------------------------------------- a process of its own
 
 
-class Child(NamedTuple):
-    """What a function in a process of its own came to. `peak` is the most memory, in bytes, that the process held while
-    the function ran, `before` what it held when the function began: imports and arguments."""
-
-    result: Any
-    seconds: float
-    peak: int
-    before: int
-
-
-def in_child(function: Callable[..., Any], *args: Any, environment: Mapping[str, str] | None = None) -> Child:
+def in_child(function: Callable[..., Any], *args: Any, environment: Mapping[str, str] | None = None) -> Any:
     """`function(*args)` in a spawned process, with `environment` set before anything is imported there. What libraries
     print goes to stderr. `function` is named by its module, so it and `args` can be pickled. Raises what it raised."""
-    here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_child, args=(there, function, args))
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_child, args=(there, function, args))
     kept = {name: os.environ.get(name) for name in environment or {}}
     os.environ.update(environment or {})
     try:
@@ -237,41 +232,49 @@ def in_child(function: Callable[..., Any], *args: Any, environment: Mapping[str,
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     there.close()
     try:
-        outcome = here.recv()
+        result, error = here.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"{function.__name__} died in its process (exit code {process.exitcode})") from None
     process.join()
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+    if error is not None:
+        raise error
+    return result
 
 
 def _child(answer: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.dup2(2, 1)
-    before = _forget_peak()
-    started = time.perf_counter()
     try:
-        result = function(*args)
-        answer.send(Child(result, time.perf_counter() - started, peak_memory(), before))
-    except BaseException as error:  # sent to the parent, which raises it
-        answer.send(error)
+        answer.send((function(*args), None))
+    except Exception as error:  # the parent raises it
+        answer.send((None, error))
 
 
-def peak_memory() -> int:
-    """Bytes this process held at most. Linux's own count of the process, as ru_maxrss also counts its parent's."""
+@dataclass
+class Memory:
+    """Bytes of this process: held `before`, and the `most` it held from then on."""
+
+    before: int
+    most: int = 0
+
+
+@contextmanager
+def most_memory() -> Iterator[Memory]:
+    """Measure the memory of what stands under `with`: best in a process of its own that has imported all it needs."""
+    with contextlib.suppress(OSError):  # Linux: the peak begins anew. Elsewhere it counts what was before, too
+        Path("/proc/self/clear_refs").write_text("5")
+    memory = Memory(_peak())
+    yield memory
+    memory.most = _peak()
+
+
+def _peak() -> int:
+    """Bytes this process held at most. On Linux by its own status, because ru_maxrss begins with its parent's."""
     status = Path("/proc/self/status")
     if status.is_file():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def _forget_peak() -> int:
-    """Let the peak begin from now, where the system can; returns bytes held now."""
-    with contextlib.suppress(OSError):  # where it cannot, the peak also counts the imports
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
 
 
 # ---------------------------------------------------------------- a user's own

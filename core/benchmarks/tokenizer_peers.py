@@ -24,6 +24,7 @@ __all__ = [
     "RANKS",
     "Peer",
     "Vocabulary",
+    "expression",
     "first_ids",
     "flat",
     "hugging_face_json",
@@ -188,8 +189,6 @@ def _as_list(ids: Any) -> list[int]:
 def _tiktoken(vocabulary: Vocabulary) -> Peer | None:
     import tiktoken
 
-    from luthier.tokenizers.pretokenize import PATTERNS
-
     if vocabulary.kind == RANKS:
         pattern, ranks = vocabulary.pattern, lambda: _ranks(vocabulary.file)
     else:
@@ -197,10 +196,10 @@ def _tiktoken(vocabulary: Vocabulary) -> Peer | None:
         if tokenizer is None or not _by_rank(tokenizer):
             return None
         pattern, ranks = tokenizer.pattern, lambda: tokenizer.ids_of_bytes
-    expression = PATTERNS.get(pattern, pattern)
+    cut = expression(pattern)
     return Peer(
         _label("tiktoken"),
-        lambda: tiktoken.Encoding("bench", pat_str=expression, mergeable_ranks=ranks(), special_tokens={}),
+        lambda: tiktoken.Encoding("bench", pat_str=cut, mergeable_ranks=ranks(), special_tokens={}),
         lists=lambda e, text: e.encode_ordinary(text),
         arrays=lambda e, text: e.encode_to_numpy(text, disallowed_special=()),
         batch=lambda e, texts, threads: e.encode_ordinary_batch(texts, num_threads=threads),
@@ -210,6 +209,15 @@ def _tiktoken(vocabulary: Vocabulary) -> Peer | None:
         cache=False,
         loads=vocabulary.kind == RANKS,
     )
+
+
+def expression(pattern: str) -> str:
+    """The regular expression that a pattern's name stands for; an expression as it is."""
+    if not pattern.isalnum():
+        return pattern
+    from luthier.tokenizers.pretokenize import PATTERNS
+
+    return PATTERNS.get(pattern, pattern)
 
 
 def _by_rank(tokenizer: Any) -> bool:

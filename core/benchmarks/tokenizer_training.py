@@ -21,11 +21,12 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from luthier.core.benchmarks.texts import Kind, documents
-from luthier.core.benchmarks.timing import AGAIN, Row, Tool, in_child, race, rows_of, thread_counts
+from luthier.core.benchmarks.timing import AGAIN, Memory, Row, Tool, in_child, most_memory, race, rows_of, thread_counts
 
 __all__ = ["train", "unigram"]
 
 END = "<|endoftext|>"
+WARM = 100_000  # characters that are trained on first, so that everything is imported and compiled
 JUDGED = 1_000_000  # characters of the text that a vocabulary is judged by where merges cannot be compared
 Merges = list[tuple[bytes, bytes]]
 
@@ -74,27 +75,31 @@ def _in_turn(group: str, label: str, text: str, size: int, threads: int, repeats
     environment = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     alone, trainers = partial(in_child, environment=environment), GROUPS[group]
     once = {name: alone(_once, group, name, text, size, threads) for name in trainers if _installed(name)}
-    ours = once["ours"].result
-    equal = {name: trainers[name].same(ours, child.result) for name, child in once.items()}
-    rows = alone(_race, group, list(once), text, size, threads, repeats, label).result
+    equal = {name: trainers[name].same(once["ours"][0], learned) for name, (learned, _) in once.items()}
+    rows = alone(_race, group, list(once), text, size, threads, repeats, label)
     for row in rows:
         name = "ours" if row["peer"] in (AGAIN, "none") else row["peer"].split()[0]
         row |= {"equal": equal[name], "check": trainers[name].check}
     for what, above in (("MB", False), ("MB above text and imports", True)):
-        memory = {_label(name): [(child.peak - child.before * above) / 1e6] for name, child in once.items()}
+        memory = {_label(name): [(m.most - m.before * above) / 1e6] for name, (_, m) in once.items()}
         rows += rows_of(label, what, memory, {}, group=f"{group}, most memory", more_is_better=False)
     return rows
 
 
-def _once(group: str, name: str, text: str, size: int, threads: int) -> Any:
-    """In a process of its own: what the package learns."""
-    work, trainer = Work(documents(text), size, threads), GROUPS[group][name]
-    return trainer.learned(trainer.prepare(work)(), work)
+def _once(group: str, name: str, text: str, size: int, threads: int) -> tuple[Any, Memory]:
+    """In a process of its own: what the package learns, and the memory it takes once all is imported."""
+    trainer = GROUPS[group][name]
+    trainer.prepare(Work(documents(text[:WARM]), 1000, threads))()
+    work = Work(documents(text), size, threads)
+    train = trainer.prepare(work)
+    with most_memory() as memory:
+        trained = train()
+    return trainer.learned(trained, work), memory
 
 
 def _race(group: str, names: Sequence[str], text: str, size: int, threads: int, repeats: int, label: str) -> list[Row]:
     """In a process of its own: all in turn. What they learned was compared before."""
-    _once(group, "ours", text[:100_000], 1000, threads)  # loads what Numba compiled
+    GROUPS[group]["ours"].prepare(Work(documents(text[:WARM]), 1000, threads))()  # loads what Numba compiled
     work = Work(documents(text), size, threads)
     tools = {_label(name): Tool(GROUPS[group][name].prepare(work), same=None) for name in names}
     return race(label, "s", tools, min(repeats, 3), group=group)
