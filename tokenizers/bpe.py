@@ -22,7 +22,7 @@ Added tokens are vocabulary from outside the merges (Hugging Face's non-special 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
@@ -32,8 +32,12 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
+from luthier.tokenizers.bpe_dropout import Dropout
 from luthier.tokenizers.bpe_encode import Encoder
-from luthier.tokenizers.pretokenize import compile_pattern, split, utf8
+from luthier.tokenizers.pretokenize import PATTERNS, TextError, compile_pattern, split, utf8
+from luthier.tokenizers.shares import SMALLEST, share_out
+from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, recognised
 
 __all__ = [
     "BYTE_ORDER",
@@ -58,14 +62,6 @@ NO_MERGE = (1 << 62, 0)
 
 class VocabularyError(ValueError):
     """Tokens and merges that make no tokenizer."""
-
-
-class TokenIdError(ValueError):
-    """An id that the tokenizer does not have."""
-
-
-class SpecialTokenError(ValueError):
-    """A special token where it is not allowed, or one that is missing."""
 
 
 def encode_by_the_book(
@@ -157,7 +153,7 @@ class Tokenizer:
 
     def encode_ordinary(self, text: str) -> Ids:
         """Ids of `text`; the spelling of a special token is ordinary text."""
-        return self._encode_with(text, self.added_tokens)
+        return self._encode_texts([text], self.added_tokens)[0]
 
     def encode(
         self,
@@ -170,75 +166,133 @@ class Tokenizer:
         Raises SpecialTokenError if one of `disallowed_special` ("all": every one that is not allowed) is spelled in the
         text; pass () to take them as ordinary text.
         """
-        allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
-        if unknown := allowed - set(self.special_tokens):
-            raise SpecialTokenError(f"{sorted(unknown)[0]!r} is not a special token of this tokenizer")
-        refused = set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special)
-        if refused and (found := _any_of(refused).search(text)):
-            raise SpecialTokenError(
-                f"the text spells the special token {found.group()!r} at character {found.start()}\nAllow it with "
-                f"allowed_special={{{found.group()!r}}}, or take it as text: encode_ordinary, or disallowed_special=()."
-            )
-        return self._encode_with(text, {**self.added_tokens, **{t: self.special_tokens[t] for t in allowed}})
+        special = recognised(text, self.special_tokens, allowed_special, disallowed_special)
+        return self._encode_texts([text], {**self.added_tokens, **special})[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
-        text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        if num_threads > 1 and len(texts) > 1:
-            with ThreadPoolExecutor(num_threads) as pool:
-                parts = list(pool.map(self.encode_ordinary, texts, chunksize=max(1, len(texts) // (8 * num_threads))))
-        else:
-            parts = [self.encode_ordinary(text) for text in texts]
-        offsets = np.zeros(len(parts) + 1, np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
-        return (np.concatenate(parts) if parts else np.empty(0, np.int32)), offsets
+        text i is `ids[offsets[i] : offsets[i + 1]]`. The threads share long texts, too."""
+        if num_threads <= 1 or sum(map(len, texts)) < 2 * SMALLEST:
+            return self._encode_texts(texts, self.added_tokens)
+        may_cut = self.pattern in PATTERNS and not any("\n" in token for token in self.added_tokens)
+        shares, ends = share_out(texts, num_threads, cut=may_cut)
+        with ThreadPoolExecutor(num_threads) as pool:
+            done = list(pool.map(lambda share: self._encode_texts(share, self.added_tokens), shares))
+        sizes = np.concatenate([np.diff(offsets) for _, offsets in done])
+        offsets = np.append(0, np.cumsum(sizes))
+        return np.concatenate([ids for ids, _ in done]), offsets[np.array([0, *ends])]
+
+    def encode_dropout(self, text: str, dropout: float = 0.1, seed: int = 0) -> Ids:
+        """Ids of `text` with merges left out at random, each with probability `dropout` each time it could be made
+        (BPE-dropout, see bpe_dropout.py): 0 gives `encode_ordinary`'s ids, 1 gives bytes. Another seed, another cut."""
+        if not dropout:
+            return self.encode_ordinary(text)
+        parts = [p if isinstance(p, int) else self._plain(p) for p in cut_tokens(text, self.added_tokens)]
+        return self._dropout.encode(parts, self.pattern, dropout, seed)
+
+    @cached_property
+    def _dropout(self) -> Dropout:
+        return Dropout(self._encoder.byte_ids, self.merges, self.joined)
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, special tokens as ordinary text."""
         return len(self.encode_ordinary(text))
 
+    def split_at(self, text: str, max_tokens: int) -> list[str]:
+        """`text` in parts that are at most `max_tokens` tokens each when encoded alone, cut between characters.
+
+        Raises ValueError where one character is more tokens than that.
+        """
+        _, starts, ends = self._places(text)
+        cuts = np.flatnonzero(starts[1:] >= ends[:-1])  # after these tokens no character is cut
+        parts, begin = [], 0
+        while begin < len(text):
+            first = int(np.searchsorted(starts, begin))  # tokens from here on are wholly in this part
+            k = int(np.searchsorted(cuts, first + max_tokens)) - 1
+            end = len(text) if first + max_tokens >= len(starts) else int(ends[cuts[k]]) if k >= 0 else begin
+            parts.append(self._fitting(text[begin : max(end, begin + 1)], max_tokens))
+            begin += len(parts[-1])
+        return parts
+
+    def _fitting(self, text: str, max_tokens: int) -> str:
+        """The beginning of `text` that is at most `max_tokens` tokens. Cut off from what follows, a text may be a token
+        or two more than it was."""
+        while (count := self.count(text)) > max_tokens:
+            if len(text) == 1:
+                raise ValueError(
+                    f"the character {text!r} is {count} tokens, more than max_tokens = {max_tokens}\n"
+                    "No character is more than 4 tokens."
+                )
+            text = text[: max(1, min(len(text) - 1, len(text) * max_tokens // count))]
+        return text
+
     def offsets(self, text: str) -> tuple[Ids, list[tuple[int, int]]]:
         """Ids of `text` as `encode_ordinary` gives them, and for each token the characters [start, end) that it
         touches. Tokens that share a character both name it."""
-        ids = self.encode_ordinary(text)
-        plain, starts = self._normalized_places(text)
-        data = utf8(plain)
-        character = np.cumsum((data & 0xC0) != 0x80) - 1  # byte → character
-        sizes = np.array([len(self.tokens[i]) for i in ids], np.int64)
-        ends = np.cumsum(sizes)
-        first, last = character[ends - sizes], character[ends - 1]
-        return ids, [(starts[a][0], starts[b][1]) for a, b in zip(first, last, strict=True)]
+        ids, starts, ends = self._places(text)
+        return ids, list(zip(starts.tolist(), ends.tolist(), strict=True))
 
-    def _normalized_places(self, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """The normalized text, and for each of its characters the characters of `text` it came from. Nothing combines
-        with an ASCII character before it, so stretches that begin with one are normalized one by one."""
-        plain = self._normalize(text)
-        if plain == text:
-            return text, [(i, i + 1) for i in range(len(text))]
-        places: list[tuple[int, int]] = []
-        for stretch in regex.finditer(r"[\x00-\x7F]?[^\x00-\x7F]*", text):
-            length = len(self._normalize(stretch.group()))
-            one_to_one = length == stretch.end() - stretch.start()
-            places += [
-                (stretch.start() + i, stretch.start() + i + 1) if one_to_one else stretch.span() for i in range(length)
-            ]
-        return plain, places
+    def _places(self, text: str) -> tuple[Ids, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Ids, and for each the first character that it touches and the one after the last."""
+        ids = self.encode_ordinary(text)
+        sizes = self._decoder.sizes(ids)
+        ends = np.cumsum(sizes)  # in bytes of the text as it was encoded
+        plain, starts_of, ends_of = self._origins(text)
+        if len(plain) == len(starts_of):
+            return ids, starts_of[ends - sizes], ends_of[ends - 1]
+        character = np.cumsum((plain & 0xC0) != 0x80) - 1  # byte → character
+        return ids, starts_of[character[ends - sizes]], ends_of[character[ends - 1]]
+
+    def _origins(self, text: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The bytes of `text` as it is encoded, and for each of their characters which ones of `text` [start, end) it
+        came from."""
+        if self._plain(text) == text:
+            every = np.arange(len(text) + 1)
+            return utf8(text), every[:-1], every[1:]
+        plain: list[str] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for part in cut_tokens(text, self.added_tokens):
+            is_token = isinstance(part, int)
+            for old in self.tokens[part].decode() if is_token else _STRETCHES.findall(part):
+                new = old if is_token else self._plain(old)
+                plain.append(new)
+                if new == "".join(map(self._plain, old)) and len(new) == len(old):
+                    spans += [(at + k, at + k + 1) for k in range(len(old))]
+                else:
+                    spans += [(at, at + len(old))] * len(new)
+                at += len(old)
+        starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
+        return utf8("".join(plain)), starts, ends
+
+    def _plain(self, text: str) -> str:
+        """The text as it is encoded."""
+        return self._normalize(mended(text))
 
     def _normalize(self, text: str) -> str:
         return unicodedata.normalize("NFC", text) if self.normalizer == "NFC" else text
 
-    def _encode_with(self, text: str, whole: Mapping[str, int]) -> Ids:
-        """Encode with the tokens in `whole` cut out first: the longest of those that start leftmost."""
-        if not whole:
-            return self._encode_plain(text)
-        parts, end = [], 0
-        for match in _any_of(whole).finditer(text):
-            parts += [self._encode_plain(text[end : match.start()]), np.array([whole[match.group()]], np.int32)]
-            end = match.end()
-        return np.concatenate([*parts, self._encode_plain(text[end:])]) if parts else self._encode_plain(text)
+    def _encode_texts(self, texts: Sequence[str], whole: Mapping[str, int]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Ids of all texts, with the tokens in `whole` recognised, and where each text starts."""
+        cut = [cut_tokens(text, whole) for text in texts] if whole else []
+        parts = [part for text in cut for part in text]
+        if not any(isinstance(part, int) for part in parts):
+            return self._encode_plain(texts)
+        is_text = np.array([isinstance(part, str) for part in parts])
+        plain, offsets = self._encode_plain([part for part in parts if isinstance(part, str)])
+        sizes = np.ones(len(parts), np.int64)
+        sizes[is_text] = np.diff(offsets)
+        of_text = np.repeat(is_text, sizes)
+        ids = np.empty(len(of_text), np.int32)
+        ids[of_text], ids[~of_text] = plain, [part for part in parts if isinstance(part, int)]
+        starts = np.append(0, np.cumsum(sizes))
+        return ids, starts[np.cumsum([0, *map(len, cut)])]
 
-    def _encode_plain(self, text: str) -> Ids:
-        return self._encoder.encode(self._normalize(text), self.pattern)
+    def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        try:
+            return self._encoder.encode([self._normalize(text) for text in texts], self.pattern)
+        except TextError:
+            return self._encoder.encode([self._plain(text) for text in texts], self.pattern)
 
     def encode_reference(self, text: str) -> list[int]:
         """`encode_ordinary` without added tokens, by the book in plain Python: slow, for reading and for tests."""
@@ -270,22 +324,19 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | npt.NDArray[Any]) -> bytes:
         """The bytes of the tokens. Raises TokenIdError for an id out of range."""
-        numbers = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
-        if not len(numbers):
-            return b""
-        if not np.issubdtype(numbers.dtype, np.integer):
-            raise TokenIdError(f"ids are whole numbers, not {numbers.dtype}")
-        if numbers.min() < 0 or numbers.max() >= len(self.tokens):
-            wrong = np.flatnonzero((numbers < 0) | (numbers >= len(self.tokens)))
-            raise TokenIdError(
-                f"id {numbers[wrong[0]]} at position {wrong[0]} is out of range: the tokenizer has ids 0 to "
-                f"{len(self.tokens) - 1}"
-            )
-        return b"".join(map(self.tokens.__getitem__, numbers.tolist()))
+        return bytes(self._decoder.join(ids))
 
     def decode(self, ids: Iterable[int] | npt.NDArray[Any], errors: str = "replace") -> str:
         """The text of the tokens; bytes that are not UTF-8 become � unless `errors` says otherwise."""
-        return self.decode_bytes(ids).decode("utf-8", errors)
+        return self._decoder.text(ids, errors)
+
+    def stream_decode(self, ids: Iterable[int], errors: str = "replace") -> Iterator[str]:
+        """The text of ids that come one by one, never half a character: joined, it is what `decode` gives."""
+        return self._decoder.stream(ids, errors)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self.tokens)
 
     # ------------------------------------------------------------ tables
 
@@ -325,9 +376,15 @@ class Tokenizer:
 # ---------------------------------------------------------------- small parts
 
 
-def _any_of(texts: Collection[str]) -> regex.Pattern[str]:
-    """Finds any of `texts`, the longest of those that start at the same place."""
-    return regex.compile("|".join(regex.escape(text) for text in sorted(texts, key=len, reverse=True)))
+# What normalization changes together: a character and those that may combine with it; a pair of surrogates.
+_STRETCHES: Final = regex.compile(r"(?s)[\ud800-\udbff][\udc00-\udfff]|.(?:\P{NFC_QC=Y}|\P{ccc=0})*")
+
+
+def mended(text: str) -> str:
+    """`text` with pairs of surrogates as the character they stand for and lone ones as �, as tiktoken does."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _first_of(have: Collection[str], *wanted: str | None) -> str | None:

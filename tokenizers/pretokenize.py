@@ -20,6 +20,7 @@ unknown to another tool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -29,7 +30,7 @@ import regex
 
 from luthier.tokenizers.scan import RULES, ends_of, scan
 
-__all__ = ["PATTERNS", "PatternError", "TextError", "boundaries", "compile_pattern", "pattern_name", "split", "utf8"]
+__all__ = ["PATTERNS", "PatternError", "TextError", "boundaries", "compile_pattern", "cut", "pattern_name", "split", "utf8"]
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _END = r"\s+(?![\s\S])|"  # white space up to the end of the text in one piece
@@ -111,11 +112,30 @@ def utf8(text: str) -> npt.NDArray[np.uint8]:
         ) from error
 
 
+def cut(
+    texts: Sequence[str], pattern: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """The UTF-8 bytes of all texts, where each text starts in them (one more than texts), and where pieces begin, in
+    bits as `scan` gives them."""
+    parts = [utf8(text) for text in texts]
+    data = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
+    starts = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=starts[1:])
+    if pattern in RULES:
+        return data, starts, scan(data, starts, pattern)
+    begins = np.zeros(len(data) // 64 + len(parts), np.uint64)
+    for k, text in enumerate(texts):
+        places = np.append(0, boundaries(text, pattern)[1])
+        words = begins[starts[k] // 64 + k :]
+        np.bitwise_or.at(words, places >> 6, np.uint64(1) << (places & 63).astype(np.uint64))
+    return data, starts, begins
+
+
 def boundaries(text: str, pattern: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """The UTF-8 bytes of `text` and the end of each piece in them, ascending; the last end is the number of bytes."""
     data = utf8(text)
     if pattern in RULES:
-        return data, ends_of(scan(data, pattern))
+        return data, ends_of(scan(data, np.array([0, len(data)]), pattern))
     characters = np.cumsum([len(piece) for piece in split(text, pattern)], dtype=np.int64)
     if len(data) == len(text):
         return data, characters

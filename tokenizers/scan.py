@@ -49,19 +49,18 @@ RULES: Final = {
 }
 
 
-def scan(data: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint64]:
-    """Where the pieces of UTF-8 text begin by the rule of that name: bit i % 64 of word i // 64 for byte i; the bit
-    after the last byte is set too."""
+def scan(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.uint64]:
+    """Where pieces begin in UTF-8 texts, text k being data[starts[k] : starts[k + 1]], by the rule of that name.
+
+    Bit i % 64 of word starts[k] // 64 + k + i // 64 is for byte i of text k; the bit after its last byte is set too."""
     rule, digits, whole_end = RULES[name]
-    begins = np.empty(len(data) // 64 + 1, np.uint64)
-    last = np.zeros(64, np.uint8)
-    last[: len(data) % 64] = data[len(data) // 64 * 64 :]
-    _scan(data, last, _class_table(), rule, digits, whole_end, begins)
+    begins = np.empty(len(data) // 64 + len(starts) - 1, np.uint64)
+    _scan(data, starts, np.empty(64, np.uint8), _class_table(), rule, digits, whole_end, begins)
     return begins
 
 
 def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """The end of each piece in bytes, ascending."""
+    """The end of each piece of one text in bytes, ascending."""
     ends = np.empty(int(np.bitwise_count(begins).sum()), np.int64)
     _list_bits(begins, ends)
     return ends[1:]
@@ -327,9 +326,20 @@ def _masks(data, last, table, w, rule, spill):
 
 
 @_outer
-def _scan(data, last, table, rule, digits, whole_end, begins):
-    """Set the bits where pieces begin. Names with _b hold, in bit 0, what the block before says of its last byte;
-    names with _a belong to the block after."""
+def _scan(data, starts, last, table, rule, digits, whole_end, begins):
+    for k in range(len(starts) - 1):
+        text = data[starts[k] : starts[k + 1]]
+        rest = len(text) & 63
+        for i in range(rest):
+            last[i] = text[len(text) - rest + i]
+        first = (starts[k] >> 6) + k
+        _scan_text(text, last, table, rule, digits, whole_end, begins[first : first + (len(text) >> 6) + 1])
+
+
+@_inner
+def _scan_text(data, last, table, rule, digits, whole_end, begins):
+    """Set the bits where the pieces of one text begin; `last` holds its last, incomplete block. Names with _b hold, in
+    bit 0, what the block before says of its last byte; names with _a belong to the block after."""
     n, blocks = len(data), np.int64(len(begins))
     plain, o200k = rule in (_GPT2, _SMOLLM), rule == _O200K
     letter_b = small_b = caseless_b = number_b = white_b = newline_b = blank_b = other_b = lone_b = absorbed_b = _ZERO
