@@ -216,8 +216,8 @@ def _larger(state: _State) -> _State:
         letters = _with_room(letters, need)
     if used[MERGES] == len(merges):
         merges = _with_room(merges, 1)
-    if 2 * (used[PAIRS] + need) > len(pairs):
-        pairs = np.zeros((1 << int(2 * (used[PAIRS] + need)).bit_length(), 2), np.int64)
+    if 3 * (used[PAIRS] + need) > 2 * len(pairs):
+        pairs = np.zeros((1 << int(3 * (used[PAIRS] + need) // 2).bit_length(), 2), np.int64)
         _move_pairs(state.pairs, pairs)
     return _State(state.text, _Queue(heap, bag), state.tokens._replace(letters=letters), pairs, merges, used)
 
@@ -252,7 +252,7 @@ def _lay(symbols, ends, order, numbers, sizes, cells):
 
 @_outer
 def _count_pairs(cells, sizes, weights, pairs, used, p, longest):
-    """Count the pairs from cell p on; returns the cell to go on at when the table of pairs is half full."""
+    """Count the pairs from cell p on; returns the cell to go on at when the table of pairs is two thirds full."""
     while p < len(cells):
         left = cells[p, 0]
         if left < 0:
@@ -261,7 +261,7 @@ def _count_pairs(cells, sizes, weights, pairs, used, p, longest):
         q = p + np.int64(sizes[left])
         right = cells[q, 0]
         if right >= 0 and sizes[left] + sizes[right] <= longest:
-            if 2 * (used[PAIRS] + 1) > len(pairs):
+            if 3 * (used[PAIRS] + 1) > 2 * len(pairs):
                 return p
             _add(pairs, used, np.int64(left) << 32 | np.int64(right), weights[cells[p, 1]])
         p = q
@@ -455,7 +455,7 @@ def _merge(state, vocab_size, least, longest):
             used[IN_HEAP] + used[NEED] > len(queue.heap)
             or used[IN_BAG] + used[NEED] > len(queue.bag)
             or used[MERGES] == len(merges)
-            or 2 * (used[PAIRS] + used[NEED]) > len(pairs)
+            or 3 * (used[PAIRS] + used[NEED]) > 2 * len(pairs)
             or used[LETTERS] + used[NEED] > len(tokens.letters)
         ):
             return MORE_ROOM

@@ -72,7 +72,7 @@ def _read(files: Sequence[Path], inputs: Sequence[Path], general: General, part_
     for file in files:
         try:
             for text in _read_one(file, part_size):
-                if text.part or text.text.strip():
+                if text.text.strip() or text.part or 0 < part_size <= len(text.text):
                     empty = False
                     yield text
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -115,3 +115,41 @@ def test_bad_inputs_are_refused_before_reading(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError, match="made by `luthier train-vectors`"):
         read_texts([tmp_path / "vectors"])
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_a_long_file_comes_in_parts_that_are_the_whole(tmp_path):
+    """Cut anywhere else a part would end within a word; every size of block meets characters of 1 to 4 bytes, and
+    line ends of two, at its border."""
+    text = "Größe 12, 中文字 and 🎻; x\r\n" * 40
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    whole = text.replace("\r\n", "\n")
+    for size in (*range(1, 24), 200):
+        parts = list(read_texts([tmp_path / "a.txt"], part_size=size))
+        assert "".join(t.text for t in parts) == whole, size
+        assert [t.part for t in parts] == list(range(len(parts)))
+    parts = [t.text for t in read_texts([tmp_path / "a.txt"], part_size=200)]
+    assert len(parts) > 3
+    assert all(part[-1].isalnum() and part[0] in " \n,;" for part in (*parts[1:-1],))
+    [one] = read_texts([tmp_path / "a.txt"], part_size=1 << 20)
+    assert (one.text, one.part) == (whole, 0)
+
+
+def test_parts_name_the_byte_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"plain text, " * 10 + b"\xe9 more")
+    (tmp_path / "b.txt").write_bytes(b"plain text, " * 10 + b"\xe4\xb8")
+    for name in ("a.txt", "b.txt"):
+        for size in (0, 7, 16, 1000):
+            with pytest.raises(InputError, match=r"not UTF-8 at byte 120 \(0xe"):
+                list(read_texts([tmp_path / name], part_size=size))
+
+
+def test_white_space_within_a_long_file_is_kept(tmp_path):
+    for text in ("a" + " " * 300 + "b c", " " * 300 + "b c"):
+        (tmp_path / "a.txt").write_text(text)
+        assert "".join(t.text for t in read_texts([tmp_path / "a.txt"], part_size=50)) == text
+    (tmp_path / "b.txt").write_text(" " * 300)
+    with pytest.raises(InputError, match="no text"):
+        list(read_texts([tmp_path / "b.txt"]))
