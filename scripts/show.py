@@ -20,18 +20,23 @@ class Command:
     Goes in: a project, corpus, questions.jsonl, tokenizer, shards, vectors, model, index or evaluation; a metrics.jsonl
     or conversations.
 
-    Comes out: on stdout, what it holds: counts and a piece of a corpus, a text's tokens in colours, nearest words, a
-    model's layers, parameters and loss curve, a training example with its trained part marked, what an index finds.
+    Comes out: on stdout, what it holds: counts and a piece of a corpus, a text's tokens in colours, a word's merges, a
+    tokenizer's report on a corpus, nearest words, a model's layers, parameters and loss curve, a training example with
+    its trained part marked, what an index finds.
 
     Example: luthier show build/tokenizer --text "The soundboard is spruce."
 
-    Takes under 1 s; 3 to 5 s where a model is opened.
+    Takes under 1 s; 3 to 5 s where a model is opened; a report 1 s for 50 MB and 3 s for a thousand documents.
     """
 
     path: tyro.conf.Positional[Path]
     """What to show."""
     text: str | None = None
     """A text to try a tokenizer or model on, or a question for an index."""
+    word: str | None = None
+    """A word: how a tokenizer's merges put it together, in order and as a tree."""
+    report: Path | None = None
+    """A corpus, text file or folder of texts: how a tokenizer fits it, by language and document, and its idle ids."""
     near: tuple[str, ...] = ()
     """Words whose nearest neighbours in the vectors are wanted."""
     analogy: tuple[str, ...] = ()
@@ -40,7 +45,14 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "show", argv)
-    show(command.path, text=command.text, near=command.near, analogy=command.analogy)
+    show(
+        command.path,
+        text=command.text,
+        word=command.word,
+        report=command.report,
+        near=command.near,
+        analogy=command.analogy,
+    )
     return 0
 
 

@@ -29,21 +29,35 @@ VIEWED = (
 
 @dataclass(frozen=True)
 class Wish:
-    """What else a view is to show: a text to try the artefact on, words whose neighbours and analogies are wanted."""
+    """What else a view is to show: a text to try the artefact on, a word whose merges are wanted, a corpus to report
+    on, words whose neighbours and analogies are wanted."""
 
     text: str | None = None
+    word: str | None = None
+    report: Path | None = None
     near: Sequence[str] = ()
     analogy: Sequence[str] = ()
 
 
-def show(path: Path, *, text: str | None = None, near: Sequence[str] = (), analogy: Sequence[str] = ()) -> None:
+def show(
+    path: Path,
+    *,
+    text: str | None = None,
+    word: str | None = None,
+    report: Path | None = None,
+    near: Sequence[str] = (),
+    analogy: Sequence[str] = (),
+) -> None:
     """Print the human view of `path` to stdout.
 
-    `text` is tried on a tokenizer, a model or an index; `near` and `analogy` (three words: what is nearest to
-    a - b + c?) on vectors. Raises InputError if `path` does not exist or is nothing that luthier knows.
+    `text` is tried on a tokenizer, a model or an index; `word` and `report` (a corpus) on a tokenizer, also that of a
+    model; `near` and `analogy` (three words: what is nearest to a - b + c?) on vectors. Raises InputError if `path`
+    does not exist or is nothing that luthier knows.
     """
-    path, wish = Path(path), Wish(text, near, analogy)
-    if path.is_dir():
+    path, wish = Path(path), Wish(text, word, report, near, analogy)
+    if (word is not None or report is not None) and (path.is_file() or _holds_tokenizer(path)):
+        _tokenizer(path, wish)
+    elif path.is_dir():
         _folder(path, wish)
     elif path.is_file():
         _file(path, wish)
@@ -65,7 +79,7 @@ def _folder(path: Path, wish: Wish) -> None:
         _project(path)
     elif (path / "config.json").is_file():
         _model(path, wish)
-    elif (path / "tokenizer.json").is_file():
+    elif _holds_tokenizer(path):
         _tokenizer(path, wish)
     elif (path / "work.json").is_file():
         raise InputError(f"{path} is an artefact in the making; the command that was interrupted goes on with it")
@@ -86,6 +100,12 @@ def _stage(folder: Path) -> str:
     return read_manifest(folder)["stage"] if ours else ""
 
 
+def _holds_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a folder, in one of the formats that are read."""
+    ways = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+    return any(all((folder / name).is_file() for name in names) for names in ways)
+
+
 def _corpus(path: Path, _: Wish) -> None:
     from luthier.core.show.corpus import show_corpus
 
@@ -95,7 +115,7 @@ def _corpus(path: Path, _: Wish) -> None:
 def _tokenizer(path: Path, wish: Wish) -> None:
     from luthier.core.show.tokenizer import show_tokenizer
 
-    show_tokenizer(path, wish.text)
+    show_tokenizer(path, wish.text, word=wish.word, report=wish.report)
 
 
 def _shards(path: Path, _: Wish) -> None:
@@ -149,6 +169,12 @@ def _evaluation(path: Path, _: Wish) -> None:
     show_evaluation(path)
 
 
+def _scores(path: Path, _: Wish) -> None:
+    from luthier.core.show.vector_scores import show_scores
+
+    show_scores(path)
+
+
 STAGES: dict[str, Callable[[Path, Wish], None]] = {
     "collect": _corpus,
     "train-tokenizer": _tokenizer,
@@ -158,6 +184,7 @@ STAGES: dict[str, Callable[[Path, Wish], None]] = {
     "finetune": _model,
     "index": _index,
     "evaluate": _evaluation,
+    "evaluate-vectors": _scores,
 }
 
 
@@ -207,7 +234,7 @@ def _file(path: Path, wish: Wish) -> None:
         "luthier.toml",
     ):
         _folder(path.parent, wish)
-    elif path.name == "tokenizer.json":
+    elif path.name == "tokenizer.json" or path.suffix == ".model":
         _tokenizer(path, wish)
     elif path.name in ("documents.jsonl", "rejected.jsonl") and _stage(path.parent) == "collect":
         _corpus(path.parent, wish)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from luthier.tokenizers.bpe import SpecialTokenError, TokenIdError, Tokenizer, VocabularyError, encode_by_the_book
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import load_tiktoken, tokenizer_files
-from luthier.tokenizers.pretokenize import PATTERNS, TextError
+from luthier.tokenizers.pretokenize import PATTERNS, split
+from luthier.tokenizers.shares import share_out
 from tokenizers import Tokenizer as HuggingFace
 
 DATA = os.environ.get("LUTHIER_TEST_DATA")
@@ -94,16 +95,42 @@ def test_ids_are_tiktokens_on_any_text(pair, text):
     assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
 
 
-@needs_data
-def test_special_tokens_as_tiktoken_has_them(pair):
-    ours, theirs = pair
-    text = "one<|endoftext|>two <|endoftext|>"
-    assert ours.encode(text, "all").tolist() == theirs.encode(text, allowed_special="all")
-    assert ours.encode(text, disallowed_special=()).tolist() == theirs.encode(text, disallowed_special=())
+NAMES = ("<|endoftext|>", "<|fim|>", "<x>")  # the first two are special tokens, the third is not
+choices = st.sampled_from(
+    ["all", *(frozenset(n for n, b in zip(NAMES, f"{k:03b}", strict=True) if b == "1") for k in range(8))]
+)
+
+
+@pytest.fixture(scope="module")
+def small_pair() -> tuple[Tokenizer, tiktoken.Encoding]:
+    """A small vocabulary with two special tokens, in ours and in tiktoken."""
+    tokens = [*(bytes([b]) for b in range(256)), b"en", b"do", b"end", b"te", b"xt", b"text"]
+    special = {name: len(tokens) + i for i, name in enumerate(NAMES[:2])}
+    ranks = {token: i for i, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("x", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens=special)
+    merges = [(101, 110), (100, 111), (256, 100), (116, 101), (120, 116), (259, 260)]
+    tokens += [name.encode() for name in special]
+    return Tokenizer(tokens, merges, pattern="gpt2", special_tokens=special, whole_pieces=True), theirs
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([*NAMES, "end", "<|", "|>", "<|endoftext", " text", "\ud83c", "\udfbb"]), max_size=8),
+    allowed=choices,
+    disallowed=choices,
+)
+def test_special_tokens_are_tiktokens(small_pair, text, allowed, disallowed):
+    """Every combination of allowed and disallowed, "all" and sets with names that are no special tokens."""
+    (ours, theirs), text = small_pair, "".join(text)
     assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
-    for encoding in (ours, theirs):
-        with pytest.raises(ValueError, match="endoftext"):
-            encoding.encode(text)
+    try:
+        wanted = theirs.encode(text, allowed_special=allowed, disallowed_special=disallowed)
+    except ValueError:
+        with pytest.raises(SpecialTokenError, match="spells the special token"):
+            ours.encode(text, allowed, disallowed)
+    else:
+        assert ours.encode(text, allowed, disallowed).tolist() == wanted
+        assert ours.decode(wanted) == theirs.decode(wanted)
 
 
 def test_long_pieces_are_linear_and_equal_to_short_ones(tokenizer):
@@ -118,20 +145,90 @@ def test_long_pieces_are_linear_and_equal_to_short_ones(tokenizer):
 
 
 def test_a_full_cache_starts_afresh(tokenizer, monkeypatch):
-    monkeypatch.setattr("luthier.tokenizers.bpe_encode.CACHE_PIECES", 8)
+    monkeypatch.setattr("luthier.tokenizers.bpe_encode.FIRST_SLOTS", 4)
+    monkeypatch.setattr("luthier.tokenizers.bpe_encode.MOST_SLOTS", 8)
     tokenizer.forget()
     assert tokenizer.encode_ordinary(TEXT).tolist() == tokenizer.encode_reference(TEXT)
     tokenizer.forget()
 
 
+@pytest.fixture(scope="module")
+def with_added(tokenizer) -> Tokenizer:
+    """The same with two tokens from outside the merges, one of which holds the other, and NFC."""
+    size = tokenizer.vocab_size
+    return Tokenizer(
+        [*tokenizer.tokens, b"<t>", b"<t>ool"],
+        tokenizer.merges,
+        special_tokens=tokenizer.special_tokens,
+        added_tokens={"<t>": size, "<t>ool": size + 1},
+        normalizer="NFC",
+    )
+
+
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_batch(tokenizer, num_threads):
-    texts = ["", TEXT, "a", "<|endoftext|>", TEXT[::-1], ""] * 5
-    ids, offsets = tokenizer.encode_batch(texts, num_threads)
-    assert offsets.dtype == np.int64 and len(offsets) == len(texts) + 1
-    for i, text in enumerate(texts):
-        assert ids[offsets[i] : offsets[i + 1]].tolist() == tokenizer.encode_ordinary(text).tolist()
-    assert tokenizer.encode_batch([])[1].tolist() == [0]
+def test_batch(tokenizer, with_added, num_threads, monkeypatch):
+    monkeypatch.setattr("luthier.tokenizers.bpe.SMALLEST", 10)
+    monkeypatch.setattr("luthier.tokenizers.shares.SMALLEST", 100)
+    texts = [
+        "",
+        TEXT,
+        "a",
+        "<|endoftext|>",
+        "<t>",
+        "<t>ool<t>x",
+        TEXT * 9,
+        TEXT[::-1],
+        "\ud83c\udfbb",
+        "e\u0301",
+        "",
+    ] * 5
+    for t in (tokenizer, with_added):
+        ids, offsets = t.encode_batch(texts, num_threads)
+        assert (ids.dtype, offsets.dtype, len(offsets)) == (np.int32, np.int64, len(texts) + 1)
+        for i, text in enumerate(texts):
+            assert ids[offsets[i] : offsets[i + 1]].tolist() == t.encode_ordinary(text).tolist()
+        assert t.encode_batch([], num_threads)[1].tolist() == [0]
+        assert t.encode_batch([""], num_threads)[1].tolist() == [0, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.text("ab \n", max_size=40)), num_threads=st.integers(1, 3), size=st.integers(1, 30))
+def test_shares_joined_are_the_texts(texts, num_threads, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("luthier.tokenizers.shares.SMALLEST", size)
+        shares, ends = share_out(texts, num_threads, cut=True)
+    parts = [part for share in shares for part in share]
+    begins = [0, *ends][: len(texts)]
+    assert ["".join(parts[a:b]) for a, b in zip(begins, ends, strict=True)] == texts
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("aB'.5 \n\r\t²あ\u0301ǅ/", max_size=40), pattern=st.sampled_from(list(PATTERNS)))
+def test_a_long_text_is_cut_where_a_piece_begins_anyway(text, pattern):
+    """The pieces of the parts are those of the whole, for every pattern."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("luthier.tokenizers.shares.SMALLEST", 1)
+        shares, _ = share_out([text], 100, cut=True)
+    parts = [part for share in shares for part in share]
+    assert [piece for part in parts for piece in split(part, pattern)] == split(text, pattern)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=text_like | st.text("ab <t>ool\n🎻", max_size=80), max_tokens=st.integers(4, 20))
+def test_parts_fit_and_joined_are_the_text(tokenizer, with_added, text, max_tokens):
+    for t in (tokenizer, with_added):
+        parts = t.split_at(text, max_tokens)
+        assert "".join(parts) == text
+        assert all(part and t.count(part) <= max_tokens for part in parts)
+
+
+def test_parts_are_as_long_as_they_can_be(tokenizer):
+    parts = tokenizer.split_at(TEXT * 50, 64)
+    assert len(parts) <= 1 + tokenizer.count(TEXT * 50) / 62
+    assert tokenizer.split_at("a" * 100_000, 512)[0].count("a") > 512
+    assert tokenizer.split_at("", 5) == []
+    with pytest.raises(ValueError, match=r"the character '🎻' is \d tokens, more than max_tokens = 1"):
+        tokenizer.split_at("a🎻", 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -146,7 +243,21 @@ def test_offsets_name_the_characters_of_each_token(tokenizer, text):
     assert not text or (places[0][0], places[-1][1]) == (0, len(text))
 
 
-def test_offsets_through_normalization():
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ae\u0301\u0327\u1100\u1161\u11a8\u212b\u0958\ud83c\udfbb<t>ol", max_size=30))
+def test_offsets_through_normalization_and_mending(with_added, text):
+    """What the tokens of some characters say is what these characters are encoded as; the places cover the text."""
+    ids, places = with_added.offsets(text)
+    assert ids.tolist() == with_added.encode_ordinary(text).tolist()
+    assert [a for a, _ in places] == sorted(a for a, _ in places)
+    covered = {i for a, b in places for i in range(a, b)}
+    assert covered == set(range(len(text)))
+    for i, (start, end) in zip(ids, places, strict=True):
+        spelled = with_added.decode(with_added.encode_ordinary(text[start:end]))
+        assert with_added.tokens[i] in spelled.encode()
+
+
+def test_offsets_of_what_normalization_joins():
     """e + combining accent is one character after NFC; its token names both characters of the text."""
     plain = train_bpe(["é"], 260)
     tokenizer = Tokenizer(plain.tokens, plain.merges, special_tokens=plain.special_tokens, normalizer="NFC")
@@ -163,8 +274,6 @@ def test_special_tokens(tokenizer):
     assert 2 not in tokenizer.encode_ordinary(text)
     with pytest.raises(SpecialTokenError, match=r"'<\|im_end\|>' at character 1\n"):
         tokenizer.encode(text, {"<|pad|>"})
-    with pytest.raises(SpecialTokenError, match="'<x>' is not a special token"):
-        tokenizer.encode(text, {"<x>"})
     bare = Tokenizer([bytes([b]) for b in range(256)], [])
     with pytest.raises(SpecialTokenError, match="has not got an end-of-text token"):
         _ = bare.eos_id
@@ -174,8 +283,18 @@ def test_half_characters_and_halves_of_pairs(tokenizer):
     ids = tokenizer.encode_ordinary("🎻")
     assert tokenizer.decode(ids[:1]) == "�"
     assert tokenizer.decode_bytes(ids) == "🎻".encode()
-    with pytest.raises(TextError, match=r"character 1 .* U\+D83C"):
-        tokenizer.encode_ordinary("x\ud83c")
+    assert list(tokenizer.stream_decode(iter([*ids, *tokenizer.encode_ordinary("x")]))) == ["🎻", "x"]
+    assert tokenizer.encode_ordinary("x\ud83c\udfbb").tolist() == tokenizer.encode_ordinary("x🎻").tolist()
+    assert tokenizer.encode_ordinary("x\ud83cy").tolist() == tokenizer.encode_ordinary("x�y").tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("\ud83c\udfbb\ufeffa ", max_size=12))
+def test_surrogates_are_mended_as_tiktoken_does(small_pair, text):
+    ours, theirs = small_pair
+    assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
+    assert ours.encode(text, "all").tolist() == theirs.encode(text, allowed_special="all")
+    assert ours.decode(ours.encode_ordinary(text)) == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @pytest.mark.parametrize(("ids", "where"), [([1, 420], "id 420 at position 1"), ([-1], "id -1 at position 0")])
