@@ -134,7 +134,7 @@ def _double(k, order, rank, heads, out):
     n = len(order)
     for j in range(n):
         heads[j] = j
-    for j in range(n - k, n):  # nothing follows after k characters: first of all
+    for j in range(max(0, n - k), n):  # nothing follows after k characters: first of all
         out[heads[rank[j]]] = j
         heads[rank[j]] += 1
     for j in range(n):

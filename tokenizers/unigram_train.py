@@ -21,7 +21,8 @@ best segmentations, were written with the best other segmentation of it. Single 
 
 Words are counted once, and everything works on distinct words. The lattice is made once, from the suffix array of all
 words (unigram_seed.py), and shrinks with the vocabulary. Words are dealt to a fixed number of parts whose sums are
-added in order, so the result is the same for any number of threads. There is no limit to a line's length.
+added in order, so the result is the same for any number of threads. A line may be of any length. A word longer than
+LONGEST characters (text without spaces, base64) is cut there for counting; nothing is left out.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ Longs = npt.NDArray[np.int64]
 
 PARTS: Final = 8  # of the words, for threads
 BLOCK: Final = 1 << 22  # characters normalized at a time
+LONGEST: Final = 1000  # characters of a word
 STEPS: Final = 2  # of EM before each pruning
 LEAST: Final = 0.5  # expected count below which a piece is dropped
 SPARE: Final = 1.1  # pruning stops at this multiple of the size; the least probable of the rest go last
@@ -97,6 +99,8 @@ def train_unigram(
 
 
 def _check(vocab_size: int, meta: Sequence[str], alphabet: str) -> None:
+    if len(alphabet) < 2:
+        raise VocabularyError("there is no text to train on: nothing but white space\nGive files with words in them.")
     if len(set(meta)) < len(meta) or "" in meta:
         raise VocabularyError(f"special tokens must be different, not empty and not <unk>: {', '.join(meta[1:9])}")
     if vocab_size < len(meta) + len(alphabet):
@@ -138,13 +142,20 @@ class _Corpus(NamedTuple):
 
 
 def _count_words(texts: Iterable[str], normalizer: Normalizer) -> Counter[str]:
-    """How often each word occurs, without its ▁."""
+    """How often each word occurs, its ▁ included."""
     words: Counter[str] = Counter()
     for text in texts:
         for block in _blocks(text):
             words.update(normalizer.normalize(block).split(SPACE))
-    del words[""]
-    return words
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        if len(word) < LONGEST:
+            counts[SPACE + word] += count
+        else:
+            for i in range(0, len(word), LONGEST):
+                counts[(SPACE if i == 0 else "") + word[i : i + LONGEST]] += count
+    del counts[SPACE]
+    return counts
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -159,8 +170,8 @@ def _blocks(text: str) -> Iterator[str]:
 def _corpus(words: Counter[str], coverage: float) -> _Corpus:
     """The words in order, common ones first; a character that is not covered cuts its word in two."""
     ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    letters = np.frombuffer("".join(f"{SPACE}{word}\0" for word, _ in ranked).encode("utf-32-le"), np.uint32)
-    lengths = np.array([len(word) + 2 for word, _ in ranked], np.int64)
+    letters = np.frombuffer("".join(word + "\0" for word, _ in ranked).encode("utf-32-le"), np.uint32)
+    lengths = np.array([len(word) + 1 for word, _ in ranked], np.int64)
     weights = np.repeat(np.array([count for _, count in ranked], np.int64), lengths)
     counts = np.bincount(letters, weights, minlength=ord(SPACE) + 1)
     counts[0] = 0
@@ -250,7 +261,7 @@ def _expect(
     p = np.exp(state.scores)
 
     def one(part: tuple[int, int]) -> tuple[Floats, float]:
-        expected, room = np.zeros(len(p)), np.empty((3, part[1] - part[0] + 1))
+        expected, room = np.zeros(len(p)), np.empty((3, LONGEST + 2))
         return expected, _forward_backward(corpus.text, corpus.weights, *part, *state.lattice, p, room, expected)
 
     results = list(pool.map(one, parts))
@@ -284,7 +295,7 @@ def _prune(
     """Keep the `size` pieces whose loss would cost most."""
 
     def one(part: tuple[int, int]) -> Floats:
-        counts, room = np.zeros(len(state.scores)), np.empty(part[1] - part[0] + 1)
+        counts, room = np.zeros(len(state.scores)), np.empty(LONGEST + 2)
         back = np.empty((2, len(room)), np.int64)
         _count_best(corpus.text, corpus.weights, *part, *state.lattice, state.scores, room, back, counts)
         return counts
