@@ -15,8 +15,8 @@ __all__ = ["huffman_paths"]
 
 
 def huffman_paths(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(nodes int64, turns float32, offsets int64 [V + 1]): word w passes the inner nodes nodes[offsets[w]:offsets[w+1]],
-    the root first, and turns left (1) or right (0) at each. Inner nodes are 0 … V − 2, the root the last."""
+    """(nodes int64, turns float32, offsets int64 [V + 1]): word w passes nodes[offsets[w] : offsets[w + 1]], the root
+    first, and turns left (1) or right (0) at each. Inner nodes are 0 … V − 2, the root the last."""
     V = len(counts)
     order = np.argsort(counts, kind="stable").tolist()
     sizes = [int(counts[w]) for w in order]  # leaves, rarest first; joins follow

@@ -2,7 +2,8 @@
 
 A folder holds
 
-    vectors.safetensors   `vectors` [V, D] float32, and `contexts` [V, D] where the trainer made a second table
+    vectors.safetensors   `vectors` [V, D] float32, and `contexts` [V, D] where the trainer made a second table,
+                          `ngrams` [buckets, D] where words are made of character n-grams (models/ngrams.py)
     vocabulary.jsonl      {"token", "id", "count"} a line, line n for row n, the commonest first
 
 `id` is the token's number in its tokenizer (or the row itself, for words), `count` how often it was trained on. Tokens
@@ -65,6 +66,8 @@ class Vectors:
     counts: np.ndarray
     contexts: np.ndarray | None = None
     spelling: str = "words"
+    ngrams: np.ndarray | None = None
+    ngram_sizes: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         sizes = {len(self.vectors), len(self.tokens), len(self.ids), len(self.counts)}
@@ -105,7 +108,12 @@ class Vectors:
         return token in self.rows
 
     def __getitem__(self, token: str) -> np.ndarray:
-        """The vector of a token. Raises VectorsError for one that has none."""
+        """The vector of a token; with n-grams, of any word. Raises VectorsError for a token that has none."""
+        if token not in self.rows and self.ngrams is not None:
+            from luthier.models.ngrams import ngram_rows
+
+            if rows := ngram_rows(token, *self.ngram_sizes, len(self.ngrams)):
+                return self.ngrams[rows].mean(axis=0)
         return self.vectors[self.row(token)]
 
     def row(self, token: str) -> int:
@@ -201,7 +209,11 @@ class Vectors:
         tables = {"vectors": np.ascontiguousarray(self.vectors, np.float32)}
         if self.contexts is not None:
             tables["contexts"] = np.ascontiguousarray(self.contexts, np.float32)
-        save_file(tables, Path(folder) / TABLE, metadata={"spelling": self.spelling})
+        metadata = {"spelling": self.spelling}
+        if self.ngrams is not None:
+            tables["ngrams"] = np.ascontiguousarray(self.ngrams, np.float32)
+            metadata["ngram_sizes"] = json.dumps(self.ngram_sizes)
+        save_file(tables, Path(folder) / TABLE, metadata=metadata)
         with (Path(folder) / VOCABULARY).open("w", encoding="utf-8", newline="\n") as file:
             for token, id_, count in zip(self.tokens, self.ids.tolist(), self.counts.tolist(), strict=True):
                 file.write(json.dumps({"token": token, "id": id_, "count": count}, ensure_ascii=False) + "\n")
@@ -257,7 +269,9 @@ def load_vectors(folder: Path) -> Vectors:
         raise VectorsError(
             f"{folder / VOCABULARY} has {len(tokens)} lines, {TABLE} has {len(tables['vectors'])} rows; they must agree"
         )
-    return Vectors(tables["vectors"], tokens, ids, counts, tables.get("contexts"), metadata.get("spelling", "words"))
+    spelling, sizes = metadata.get("spelling", "words"), json.loads(metadata.get("ngram_sizes", "[0, 0]"))
+    extra = (tables.get("contexts"), spelling, tables.get("ngrams"), (sizes[0], sizes[1]))
+    return Vectors(tables["vectors"], tokens, ids, counts, *extra)
 
 
 def _map_tables(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -43,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,11 @@ class Word2Vec:
     def finished(self) -> bool:
         return self.done == self.pieces * self.settings.epochs
 
+    @property
+    def words_done(self) -> int:
+        epochs, pieces = divmod(self.done, self.pieces)
+        return epochs * len(self.rows) + min(pieces * PIECE, len(self.rows))
+
     def train(self, report: Callable[[int, float], object] = lambda words, loss: None) -> None:
         """Train to the end, from wherever `done` is. `report(words, loss)` is called after each round; an exception
         that it raises leaves a state that training goes on from."""
@@ -142,7 +148,7 @@ class Word2Vec:
                 elif self.settings.deterministic:
                     results = [self._train_piece(epoch, piece) for piece in pieces]
                 else:
-                    results = list(pool.map(lambda piece: self._train_piece(epoch, piece), pieces))
+                    results = list(pool.map(partial(self._train_piece, epoch), pieces))
                 sums = np.sum(results, axis=0)
                 self.done += len(pieces)
                 self.pairs += int(sums[2])
@@ -167,20 +173,20 @@ class Word2Vec:
         rates, sums, workers = self._rates(epoch, piece), np.zeros(3), self.settings.workers
         run = pool.map if workers > 1 else map
 
-        def change(number: int) -> tuple:
+        def change(batch: int, number: int) -> tuple:
             a = min(batch + number * lane, len(kept))
             room, log = mine[number][:2]
             return self.kernel(
                 kept, ends, a, min(a + lane, len(kept)), self._model, room, log, *rates, states[a // lane]
             )
 
-        def apply(owner: int) -> None:
+        def apply(outs: list[tuple], owner: int) -> None:
             for number, out in enumerate(outs):
                 apply_log(mine[number][1], out[3], self._model, owner, workers)
 
         for batch in range(0, len(kept), lane * LANES):
-            outs = list(run(change, range(LANES)))
-            list(run(apply, range(workers)))
+            outs = list(run(partial(change, batch), range(LANES)))
+            list(run(partial(apply, outs), range(workers)))
             sums += np.sum([out[:3] for out in outs], axis=0)
         self._rooms += mine
         return sums

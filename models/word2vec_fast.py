@@ -36,7 +36,9 @@ ONE = np.float32(1)
 # No function below makes an array, so Numba need not count references. No "nnan": a number that is none must survive.
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "error_model": "numpy"}
 _FAST["fastmath"] = {"reassoc", "contract", "arcp", "nsz"}
-_outer, _inner = njit(**_FAST), njit(**_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_outer, _inner = njit(**_FAST), njit(**_BARE)
+_instructions: Any = intrinsic
 
 
 # ---------------------------------------------------------------- eight numbers at once
@@ -135,7 +137,7 @@ def _sigmoid(builder: Any, x: Any) -> Any:
 # ---------------------------------------------------------------- the three products
 
 
-@intrinsic(prefer_literal=True)
+@_instructions(prefer_literal=True)
 def _errors(typingctx, rows, X, a, b, table, targets, first, columns, labels, rates, side, steps, j, block):
     """steps[j, block] = −rates · (σ(X[a] · Tᵀ) − labels) for the six targets from `first` on; and steps[j + 1] for row
     b of X, if `rows` is 2."""
@@ -170,7 +172,7 @@ def _errors(typingctx, rows, X, a, b, table, targets, first, columns, labels, ra
     return types.void(rows, X, a, b, table, targets, first, columns, labels, rates, side, steps, j, block), generate
 
 
-@intrinsic
+@_instructions
 def _pull(typingctx, X, slots, n, steps, block, columns, out, first):
     """out[first … first + 5] = Σ_j steps[j, block] · X[slots[j]]."""
 
@@ -202,7 +204,7 @@ def _pull(typingctx, X, slots, n, steps, block, columns, out, first):
     return types.void(X, slots, n, steps, block, columns, out, first), generate
 
 
-@intrinsic
+@_instructions
 def _push(typingctx, X, slots, n, steps, block, columns, table, targets, first):
     """X[slots[j]] += Σ_k steps[j, block, k] · table[targets[first + k]]."""
 
@@ -237,7 +239,7 @@ def _row_by_row(keep: bool) -> Any:
 
     def define(typingctx, out, o, X, x, factor, columns):
         def generate(context, builder, signature, arguments):
-            out, o, X, x, factor, columns = arguments
+            *_, factor, columns = arguments
             to, start = (_row(context, builder, signature.args[n], arguments[n], arguments[n + 1]) for n in (0, 2))
             many = _splat(builder, factor)
             with cgutils.for_range_slice(builder, columns.type(0), columns, columns.type(8), intp=columns.type) as (
@@ -252,13 +254,13 @@ def _row_by_row(keep: bool) -> Any:
 
         return types.void(out, o, X, x, types.float32, columns), generate
 
-    return intrinsic(define)
+    return _instructions(define)
 
 
 _set, _add = _row_by_row(keep=False), _row_by_row(keep=True)
 
 
-@intrinsic
+@_instructions
 def _prefetch(typingctx, table, row, columns):
     """Call for a row that will be wanted soon: 16 numbers a line of the cache."""
 
@@ -279,8 +281,8 @@ def _prefetch(typingctx, table, row, columns):
 
 
 class Model(NamedTuple):
-    """What is trained, and the chances. `table` float32 [N, P]: a row for each word, then the n-grams', then the contexts
-    from `contexts` on, then the inner nodes of the Huffman tree."""
+    """What is trained, and the chances. `table` float32 [N, P]: a row for each word, then the n-grams', then the
+    contexts from `contexts` on, then the inner nodes of the Huffman tree."""
 
     table: np.ndarray
     keep: np.ndarray  # float64 [V]: chance that a word is not thinned out

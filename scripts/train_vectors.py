@@ -33,6 +33,8 @@ class Command:
     """Shards folder, or corpora, text files and folders of them."""
     tokenizer: Path | None = None
     """Folder of the tokenizer that made the shards; left out, the copy in the shards is taken."""
+    start: Path | None = None
+    """Vectors folder to go on from: its words keep their vectors, new ones are added (word2vec)."""
     out: Path = Path("vectors")
     """Folder for the vectors."""
     overwrite: bool = False
@@ -44,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "train-vectors", argv)
     print(
         train_vectors(
-            command.inputs, command.out, command.config, tokenizer=command.tokenizer, overwrite=command.overwrite
+            command.inputs,
+            command.out,
+            command.config,
+            tokenizer=command.tokenizer,
+            start=command.start,
+            overwrite=command.overwrite,
         )
     )
     return 0

@@ -24,7 +24,7 @@ from luthier.core.console import progress, say
 from luthier.core.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from luthier.core.training.vectors import VectorsConfig
+    from luthier.core.training.vectors_config import VectorsConfig
     from luthier.models.cooccurrence import Cooccurrences
     from luthier.models.glove import Progress
     from luthier.models.vectors import Trained

@@ -1,0 +1,184 @@
+"""Word2Vec as a stage: killed and resumed, continued on new text, with phrases and n-grams, on any number of threads."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from luthier.core.artifacts import read_json
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.training import word2vec as stage
+from luthier.core.training.rows import prepare_rows
+from luthier.core.training.vectors import VectorsConfig, train_vectors
+from luthier.models.vectors import load_vectors
+
+SMALL = {"vector_size": 16, "epochs": 2, "min_count": 2, "window": 3, "bucket": 500}
+NAMES = ("spruce", "cedar", "maple", "lute", "guitar", "viol", "ébène")
+
+
+def write_text(path, count, seed=0, extra=()):
+    rng = np.random.default_rng(seed)
+    vocabulary = np.array([f"{a}{b}" for a in NAMES for b in NAMES] + list(extra))
+    chosen = vocabulary[np.minimum(rng.geometric(0.06, count) - 1, len(vocabulary) - 1)]
+    path.write_text(" ".join(chosen.tolist()), encoding="utf-8")
+    return path
+
+
+def table(folder):
+    return (folder / "vectors.safetensors").read_bytes()
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from luthier.core.training import word2vec
+from luthier.core.training.vectors import VectorsConfig, train_vectors
+from luthier.models import word2vec as model
+word2vec.EVERY, model.ROUND = 0.0, 1
+config = VectorsConfig(vector_size=16, epochs=6, min_count=2, window=3, **eval(sys.argv[3]))
+train_vectors([Path(sys.argv[1])], Path(sys.argv[2]), config)
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"deterministic": True, "workers": 2}])
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, options):
+    """Killed at a random moment after its first stored state, more than once; then finished."""
+    source = write_text(tmp_path / "text.txt", 60_000)
+    command = [sys.executable, "-c", CHILD, str(source), str(tmp_path / "killed"), repr(options)]
+    rng, kills = np.random.default_rng(), 0
+    state = tmp_path / ".killed.building" / stage.STATE
+    for _ in range(2):
+        seen = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills and not (tmp_path / "killed").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    command[4] = str(tmp_path / "whole")
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    log = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "whole")]
+    assert log[0] == log[1]
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [
+        "manifest.json", "metrics.jsonl", "training.json", "vectors.safetensors", "vocabulary.jsonl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [{}, {"sg": False}, {"max_n": 4}, {"hs": True}])
+def test_deterministic_gives_the_same_bits_on_1_2_and_4_threads(tmp_path, kind):
+    source = write_text(tmp_path / "text.txt", 12_000)
+    for workers in (1, 2, 4):
+        config = VectorsConfig(**SMALL, deterministic=True, workers=workers, **kind)
+        train_vectors([source], tmp_path / str(workers), config)
+    assert table(tmp_path / "1") == table(tmp_path / "2") == table(tmp_path / "4")
+
+
+@pytest.mark.parametrize("kind", [{}, {"max_n": 4}])
+def test_going_on_with_new_text_and_a_grown_vocabulary(tmp_path, kind):
+    first = write_text(tmp_path / "first.txt", 8_000)
+    second = write_text(tmp_path / "second.txt", 4_000, seed=1, extra=["sarangi", "oud"])
+    train_vectors([first], tmp_path / "a", VectorsConfig(**SMALL, **kind))
+    # Next to no learning: the old words must still be where they were.
+    still = VectorsConfig(**{**SMALL, "alpha": 1e-9, "min_alpha": 1e-9, "epochs": 1}, **kind)
+    train_vectors([second], tmp_path / "b", still, start=tmp_path / "a")
+    a, b = load_vectors(tmp_path / "a"), load_vectors(tmp_path / "b")
+    assert set(a.tokens) < set(b.tokens) and {"sarangi", "oud"} <= set(b.tokens)
+    for word in a.tokens:
+        np.testing.assert_allclose(b[word], a[word], atol=1e-5)
+        np.testing.assert_allclose(b.contexts[b.row(word)], a.contexts[a.row(word)], atol=1e-5)
+    old, new = (path.read_text(encoding="utf-8").split() for path in (first, second))
+    assert b.counts[b.row("lutelute")] == old.count("lutelute") + new.count("lutelute")
+    assert (np.diff(b.counts) <= 0).all()
+    train_vectors([second], tmp_path / "c", VectorsConfig(**SMALL, **kind), start=tmp_path / "a")
+    assert np.abs(load_vectors(tmp_path / "c")["lutelute"] - a["lutelute"]).max() > 1e-3
+    with pytest.raises(ConfigError, match="cannot start"):
+        other = VectorsConfig(**{**SMALL, "vector_size": 8}, **kind)
+        train_vectors([second], tmp_path / "d", other, start=tmp_path / "a")
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_unseen_word_has_a_vector_near_to_its_like(tmp_path):
+    source = write_text(tmp_path / "text.txt", 20_000)
+    train_vectors([source], tmp_path / "v", VectorsConfig(**{**SMALL, "epochs": 3}, max_n=5))
+    vectors = load_vectors(tmp_path / "v")
+    assert "lutelutes" not in vectors
+    near = vectors.tokens[vectors.nearest(vectors["lutelutes"], 1)[0][0]]
+    assert near == "lutelute"
+
+
+def test_phrases_become_words(tmp_path):
+    rng = np.random.default_rng(0)
+    fill = [f"w{n}" for n in rng.integers(0, 200, 6000)]
+    for at in range(0, 6000, 60):
+        fill[at : at + 2] = ["New", "York"]
+    (tmp_path / "text.txt").write_text(" ".join(fill), encoding="utf-8")
+    config = VectorsConfig(**SMALL, phrases=1, phrase_threshold=10.0)
+    train_vectors([tmp_path / "text.txt"], tmp_path / "v", config)
+    vectors = load_vectors(tmp_path / "v")
+    assert vectors.counts[vectors.row("new_york")] == 100
+    assert "new" not in vectors and "york" not in vectors
+    assert read_json(tmp_path / "v" / "training.json")["tokens"] == 5900
+
+
+def test_rows_follow_documents_and_long_ones_are_whole(tmp_path):
+    """Three documents, of them one of 40,000 words: every word known is in the rows, in order."""
+    texts = [write_text(tmp_path / f"{n}.txt", size, n) for n, size in enumerate((300, 40_000, 5))]
+    (tmp_path / "out").mkdir()
+    rows = prepare_rows(tmp_path / "out", VectorsConfig(**SMALL), texts=texts)
+    words = [path.read_text(encoding="utf-8").split() for path in texts]
+    known = [[w for w in document if w in rows.tokens] for document in words]
+    assert [rows.tokens[r] for r in rows.rows] == [w for document in known for w in document]
+    assert np.diff(rows.offsets).tolist() == [len(d) for d in known]
+    assert rows.read == 40_305
+
+
+def test_vectors_of_another_tokenizer_are_refused(tmp_path):
+    from luthier.core.artifacts import hash_file
+    from luthier.core.data.shards import write_shards
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import save_tokenizer
+
+    text = write_text(tmp_path / "text.txt", 3000).read_text(encoding="utf-8")
+    for name, size in (("a", 300), ("b", 320)):
+        tokenizer = train_bpe([text[: 5000 * (1 + (name == "a"))]], size)
+        (tmp_path / name).mkdir()
+        save_tokenizer(tokenizer, tmp_path / name)
+        digest = hash_file(tmp_path / name / "tokenizer.json")
+        ids = tokenizer.encode_ordinary(text)
+        facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "tokenizer": digest}
+        write_shards(tmp_path / f"shards-{name}", [ids], **facts)
+    train_vectors([tmp_path / "shards-a"], tmp_path / "v", VectorsConfig(**SMALL), tokenizer=tmp_path / "a")
+    vocabulary = (tmp_path / "v" / "vocabulary.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="the text is of byte-level"):
+        words = train_vectors([tmp_path / "text.txt"], tmp_path / "words", VectorsConfig(**SMALL)).out
+        train_vectors(
+            [tmp_path / "shards-a"], tmp_path / "w", VectorsConfig(**SMALL), tokenizer=tmp_path / "a", start=words
+        )
+    (tmp_path / "v" / "vocabulary.jsonl").write_text(vocabulary.replace('"Ġ', '"Ġx', 1), encoding="utf-8")
+    with pytest.raises(InputError, match="Give vectors of the same tokenizer"):
+        train_vectors(
+            [tmp_path / "shards-a"],
+            tmp_path / "x",
+            VectorsConfig(**SMALL),
+            tokenizer=tmp_path / "a",
+            start=tmp_path / "v",
+        )
+
+
+def test_settings_without_an_objective_are_refused():
+    with pytest.raises(ConfigError, match="nothing to learn from"):
+        VectorsConfig(negative=0)
+    with pytest.raises(ConfigError, match="max_n = -1"):
+        VectorsConfig(max_n=-1)
