@@ -363,9 +363,13 @@ def _forward(first, pieces, lengths, p, alpha, scales, n):
         alpha[j] = 0.0
     for i in range(n + 1):
         if alpha[i] < SMALL:
-            scale += 1.0
-            for j in range(i, min(n, i + 255) + 1):
-                alpha[j] *= LARGE
+            last, most = min(n, i + 255), 0.0
+            for j in range(i, last + 1):
+                most = max(most, alpha[j])
+            if most < SMALL:
+                scale += 1.0
+                for j in range(i, last + 1):
+                    alpha[j] *= LARGE
         scales[i] = scale
         if i < n:
             for e in range(first[i], first[i + 1]):

@@ -62,7 +62,7 @@ def corpus_of(words: dict[str, int]) -> tuple[Any, str]:
     return unigram_train._corpus(Counter(words), 1.0), "".join(words)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(words=word_lists, longest=st.integers(2, 5))
 def test_seeds_and_lattice(words, longest):
     """Each seed is worth its occurrences times its length, any substring that occurs in two words in two ways is one,
@@ -104,7 +104,7 @@ def prepared(words):
     return corpus, state, unigram_train._parts(corpus, state.lattice)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(words=word_lists)
 def test_expected_counts_equal_the_book(words):
     corpus, state, parts = prepared(words)
@@ -141,8 +141,8 @@ def test_digamma():
 
 
 def test_layout_and_pieces():
-    tokenizer = train([TEXT], 90, character_coverage=1.0)
-    assert tokenizer.pieces[:3] == ["<unk>", "<s>", "</s>"] and tokenizer.vocab_size == 90
+    tokenizer = train([TEXT], 50, character_coverage=1.0)
+    assert tokenizer.pieces[:3] == ["<unk>", "<s>", "</s>"] and tokenizer.vocab_size == 50
     assert {"▁", *TEXT} - {" "} <= set(tokenizer.pieces)
     assert (np.diff(tokenizer.scores[3:]) <= 0).all()
     assert not any("▁" in piece[1:] for piece in tokenizer.pieces)
@@ -163,8 +163,8 @@ def test_same_for_any_number_of_threads():
 
 
 def test_long_lines_are_not_skipped():
-    """A line of a million characters, and one word of two million: both are learned from."""
-    tokenizer = train(["spruce maple " * 80_000 + "\n" + "xyz" * 700_000], 40, character_coverage=1.0)
+    """A line of a million characters, and one word of nearly a million: both are learned from."""
+    tokenizer = train(["spruce maple " * 77_000 + "\n" + "xyz" * 300_000], 40, character_coverage=1.0)
     assert {"▁spruce", "▁maple"} <= set(tokenizer.pieces)
     assert len(tokenizer.encode_ordinary("xyz" * 100)) < 60
 
@@ -179,14 +179,14 @@ def test_refused():
 
 
 @needs_data
-@pytest.mark.parametrize("file", ["wikitext2_valid.txt", "multilingual.txt"])
-def test_likelihood_at_least_sentencepieces(file, tmp_path):
+@pytest.mark.parametrize(("file", "size"), [("wikitext2_valid.txt", 1500), ("multilingual.txt", 3000)])
+def test_likelihood_at_least_sentencepieces(file, size, tmp_path):
     """Log-likelihood of the training text, the same words segmented by either model, within half a percent."""
     with Path(DATA or "", "text", file).open(encoding="utf-8") as stream:
-        text = " ".join(stream.read(300_000).replace("\ufeff", "").split())
+        text = " ".join(stream.read(100_000).replace("\ufeff", "").split())
     (tmp_path / "text").write_text("\n".join(text[i : i + 1000] for i in range(0, len(text), 1000)))
     lines = (tmp_path / "text").read_text().split("\n")
-    settings = {"vocab_size": 3000, "normalization_rule_name": "identity", "minloglevel": 2}
+    settings = {"vocab_size": size, "normalization_rule_name": "identity", "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.Train(
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), max_sentence_length=10**6, **settings
     )
@@ -195,8 +195,8 @@ def test_likelihood_at_least_sentencepieces(file, tmp_path):
     scores = np.array([model.get_score(i) for i in ids], np.float32)
     kinds = [2, 3, 3, *[1] * (len(ids) - 3)]
     theirs = UnigramTokenizer([model.id_to_piece(i) for i in ids], scores, kinds=kinds, normalizer=Spaces())
-    mine = train(lines, 3000)
-    unknown = {c for c in text if c not in mine.pieces or c not in theirs.pieces}
+    mine = train(lines, size)
+    unknown = {c for c in {*text} - {" "} if c not in mine.pieces or c not in theirs.pieces}
     plain = ["".join(c for c in line if c not in unknown) for line in lines]
     ours, other = (sum(tokenizer.log_likelihood(line) for line in plain) for tokenizer in (mine, theirs))
     assert ours > 1.005 * other
