@@ -37,14 +37,20 @@ class Encoder:
     """The tables that encoding needs, and the pieces met so far.
 
     `ids` bytes → id of every token that text can become; `merges` [M, 2] in order of rank and `joined` [M] the id each
-    makes; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say.
+    makes; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say. `ranks` [M]: the order of the
+    merges if it is not theirs; those that make the same id may have the same rank, then the leftmost comes first.
     """
 
-    def __init__(self, ids: Mapping[bytes, int], merges: Ids, joined: Ids, *, whole_pieces: bool) -> None:
+    def __init__(
+        self, ids: Mapping[bytes, int], merges: Ids, joined: Ids, *, whole_pieces: bool, ranks: Ids | None = None
+    ) -> None:
         self.byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
         slots = np.full(1 << (2 * len(merges) + 2).bit_length(), FREE, np.uint64)
-        self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, joined)
-        _fill_merges(self._merges, merges)
+        ranks = np.arange(len(merges), dtype=np.int32) if ranks is None else ranks
+        by_rank = np.zeros(int(ranks.max(initial=-1)) + 1, np.int32)
+        by_rank[ranks] = joined
+        self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, by_rank)
+        _fill_merges(self._merges, merges, ranks)
         tokens = list(ids) if whole_pieces else []
         self._whole = _words(2 << (2 * len(tokens)).bit_length(), sum(map(len, tokens)), len(tokens))
         letters = np.frombuffer(b"".join(tokens), np.uint8)
@@ -55,7 +61,12 @@ class Encoder:
     def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
         number of threads may call it."""
-        data, starts, begins = cut(texts, pattern)
+        return self.encode_cut(*cut(texts, pattern))
+
+    def encode_cut(
+        self, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], begins: npt.NDArray[np.uint64]
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The same for texts that are cut already, as `cut` gives them."""
         ids, offsets = np.empty(len(data) + 2, np.int32), np.zeros(len(starts), np.int64)
         cache = self._caches.pop() if self._caches else _words(FIRST_SLOTS, FIRST_SLOTS * LETTERS, FIRST_SLOTS * IDS)
         room, at = _room(128), np.zeros(4, np.int64)
@@ -214,11 +225,11 @@ def _rank(merges, left, right):
 
 
 @_outer
-def _fill_merges(merges, pairs):
+def _fill_merges(merges, pairs, ranks):
     for k in range(len(pairs)):
         left, right = pairs[k, 0], pairs[k, 1]
         key = _U(left) << _U(20) | _U(right)
-        merges.slots[_merge_slot(merges.slots, left, right)] = key << _U(20) | _U(k)
+        merges.slots[_merge_slot(merges.slots, left, right)] = key << _U(20) | _U(ranks[k])
     for a in range(256):
         for b in range(256):
             if merges.byte_ids[a] >= 0 and merges.byte_ids[b] >= 0:
