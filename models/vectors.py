@@ -3,7 +3,7 @@
 A folder holds
 
     vectors.safetensors   `vectors` [V, D] float32, and `contexts` [V, D] where the trainer made a second table,
-                          `ngrams` [buckets, D] where words are made of character n-grams (models/ngrams.py)
+                          `ngrams` [buckets, D] and `ngram_sizes` [1, 2] where words are made of character n-grams
     vocabulary.jsonl      {"token", "id", "count"} a line, line n for row n, the commonest first
 
 `id` is the token's number in its tokenizer (or the row itself, for words), `count` how often it was trained on. Tokens
@@ -14,7 +14,8 @@ The table is memory-mapped: opening costs nothing, and processes share the pages
 a time, so that a table larger than memory is searched in the memory of one block.
 
 **Analogies** "man is to king as woman is to ?" by 3CosAdd (Levy & Goldberg 2014, eq. 1): the token nearest to the sum
-of the unit vectors king − man + woman, the three words themselves left out.
+of the unit vectors king − man + woman, the three words themselves left out. 3CosMul (eq. 4) multiplies instead of
+adding: cos(x, king) · cos(x, woman) / (cos(x, man) + ε), the cosines brought to 0 … 1.
 
 **Sentences** by smooth inverse frequency (Arora, Liang & Ma 2017, algorithm 1): the mean of the words' vectors weighted
 a / (a + p(w)), minus its projection on the common direction of all sentences (their first singular vector).
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,16 +138,26 @@ class Vectors:
     def nearest(self, query: np.ndarray, topn: int = 10, without: Sequence[int] = ()) -> list[tuple[int, float]]:
         """(row, cosine) of the `topn` rows nearest to a vector, best first; the rows `without` are left out."""
         query = np.asarray(query, np.float32) / np.float32(max(float(np.linalg.norm(query)), SMALLEST))
+        return self._search(query[None], lambda cosines: cosines[0], topn, without)
+
+    def _search(
+        self,
+        units: np.ndarray,
+        combine: Callable[[np.ndarray], np.ndarray],
+        topn: int,
+        without: Sequence[int],
+    ) -> list[tuple[int, float]]:
+        """The best rows by a score that is `combine`d from their cosines [K, B] with unit vectors [K, D]."""
         found: list[tuple[float, int]] = []
         for start in range(0, len(self), BLOCK):
-            cosine = self.vectors[start : start + BLOCK] @ query
-            cosine /= self.norms[start : start + BLOCK]
+            block = slice(start, start + BLOCK)
+            scores = combine(units @ self.vectors[block].T / self.norms[block])
             for row in without:
-                if 0 <= row - start < len(cosine):
-                    cosine[row - start] = -np.inf
-            best = np.argpartition(cosine, max(len(cosine) - topn, 0))[-topn:]
-            found += [(-score, start + row) for score, row in zip(cosine[best].tolist(), best.tolist(), strict=True)]
-        return [(row, -score) for score, row in sorted(found)[:topn] if score < np.inf]
+                if 0 <= row - start < len(scores):
+                    scores[row - start] = -np.inf
+            best = np.argpartition(scores, max(len(scores) - topn, 0))[-topn:]
+            found += [(-value, start + row) for value, row in zip(scores[best].tolist(), best.tolist(), strict=True)]
+        return [(row, -value) for value, row in sorted(found)[:topn] if value < np.inf]
 
     def most_similar(
         self, positive: str | Sequence[str], negative: str | Sequence[str] = (), topn: int = 10
@@ -160,9 +171,23 @@ class Vectors:
         units = self.vectors[rows] / self.norms[rows][:, None]
         return [(self.tokens[row], score) for row, score in self.nearest(signs @ units / len(rows), topn, rows)]
 
-    def analogy(self, a: str, b: str, c: str, topn: int = 10) -> list[tuple[str, float]]:
-        """3CosAdd: tokens nearest to a − b + c, so `analogy("king", "man", "woman")` asks for the queen."""
-        return self.most_similar([a, c], [b], topn)
+    def analogy(self, a: str, b: str, c: str, topn: int = 10, multiply: bool = False) -> list[tuple[str, float]]:
+        """Tokens nearest to a − b + c, so `analogy("king", "man", "woman")` asks for the queen: 3CosAdd, or with
+        `multiply` 3CosMul, in which no single cosine can outweigh the others."""
+        if not multiply:
+            return self.most_similar([a, c], [b], topn)
+        rows = [self.row(token) for token in (a, b, c)]
+        units = self.vectors[rows] / self.norms[rows][:, None]
+        found = self._search(units, _multiplied, topn, rows)
+        return [(self.tokens[row], score) for row, score in found]
+
+    def odd_one_out(self, tokens: Sequence[str]) -> str:
+        """The token that lies farthest from the mean direction of all of them."""
+        if not tokens:
+            raise VectorsError("no token given: name some of which one does not belong")
+        rows = [self.row(token) for token in tokens]
+        units = self.vectors[rows] / self.norms[rows][:, None]
+        return tokens[int((units @ units.mean(axis=0)).argmin())]
 
     # ------------------------------------------------------------ sentences
 
@@ -209,11 +234,11 @@ class Vectors:
         tables = {"vectors": np.ascontiguousarray(self.vectors, np.float32)}
         if self.contexts is not None:
             tables["contexts"] = np.ascontiguousarray(self.contexts, np.float32)
-        metadata = {"spelling": self.spelling}
         if self.ngrams is not None:
             tables["ngrams"] = np.ascontiguousarray(self.ngrams, np.float32)
-            metadata["ngram_sizes"] = json.dumps(self.ngram_sizes)
-        save_file(tables, Path(folder) / TABLE, metadata=metadata)
+            tables["ngram_sizes"] = np.array([self.ngram_sizes], np.float32)
+        # One entry of metadata only: safetensors writes several in any order, and equal vectors would be unequal files.
+        save_file(tables, Path(folder) / TABLE, metadata={"spelling": self.spelling})
         with (Path(folder) / VOCABULARY).open("w", encoding="utf-8", newline="\n") as file:
             for token, id_, count in zip(self.tokens, self.ids.tolist(), self.counts.tolist(), strict=True):
                 file.write(json.dumps({"token": token, "id": id_, "count": count}, ensure_ascii=False) + "\n")
@@ -239,6 +264,12 @@ class Vectors:
         counts = [keyed.get_vecattr(t, "count") if counted else 0 for t in tokens]
         table = np.array(keyed.vectors, np.float32)
         return Vectors(table, tokens, np.arange(len(tokens)), np.array(counts, np.int64))
+
+
+def _multiplied(cosines: np.ndarray) -> np.ndarray:
+    """3CosMul of the cosines [3, B] with a, b, c, each brought to 0 … 1."""
+    a, b, c = (1 + cosines) / 2
+    return a * c / (b + np.float32(1e-6))
 
 
 def _first_direction(table: np.ndarray) -> np.ndarray:
@@ -269,8 +300,8 @@ def load_vectors(folder: Path) -> Vectors:
         raise VectorsError(
             f"{folder / VOCABULARY} has {len(tokens)} lines, {TABLE} has {len(tables['vectors'])} rows; they must agree"
         )
-    spelling, sizes = metadata.get("spelling", "words"), json.loads(metadata.get("ngram_sizes", "[0, 0]"))
-    extra = (tables.get("contexts"), spelling, tables.get("ngrams"), (sizes[0], sizes[1]))
+    least, most = tables["ngram_sizes"][0].astype(int).tolist() if "ngram_sizes" in tables else (0, 0)
+    extra = (tables.get("contexts"), metadata.get("spelling", "words"), tables.get("ngrams"), (least, most))
     return Vectors(tables["vectors"], tokens, ids, counts, *extra)
 
 

@@ -8,6 +8,7 @@ run that was never stopped.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import zipfile
 from dataclasses import asdict, fields
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["word2vec"]
 
 EVERY = 60.0  # seconds between two times of storing the state
-STATE = "state.npz"
+FOLDER, STATE = "word2vec", "state.npz"
 
 
 def word2vec(text: Rows, config: VectorsConfig, folder: Path, start: Vectors | None = None) -> Word2Vec:
@@ -48,11 +49,13 @@ def word2vec(text: Rows, config: VectorsConfig, folder: Path, start: Vectors | N
             training.start_from(rows, start.vectors, start.contexts, start.ngrams)
     except VectorsError as error:
         raise ConfigError(str(error)) from error
-    if (state := _read(folder / STATE)) is not None:
+    home = folder / FOLDER
+    home.mkdir(exist_ok=True)
+    if (state := _read(home / STATE)) is not None:
         training.restore(state)
         say(f"  going on after {training.done:,} of {training.pieces * config.epochs:,} pieces of the text")
-    _train(training, config, folder / STATE)
-    (folder / STATE).unlink(missing_ok=True)
+    _train(training, config, home / STATE)
+    shutil.rmtree(home)
     return training
 
 
