@@ -35,7 +35,7 @@ import regex
 from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
 from luthier.tokenizers.bpe_dropout import Dropout
 from luthier.tokenizers.bpe_encode import Encoder
-from luthier.tokenizers.pretokenize import PATTERNS, TextError, compile_pattern, split, utf8
+from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
 from luthier.tokenizers.shares import SMALLEST, share_out
 from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, recognised
 
@@ -174,8 +174,8 @@ class Tokenizer:
         text i is `ids[offsets[i] : offsets[i + 1]]`. The threads share long texts, too."""
         if num_threads <= 1 or sum(map(len, texts)) < 2 * SMALLEST:
             return self._encode_texts(texts, self.added_tokens)
-        may_cut = self.pattern in PATTERNS and not any("\n" in token for token in self.added_tokens)
-        shares, ends = share_out(texts, num_threads, cut=may_cut)
+        may_cut = not any("\n" in token for token in self.added_tokens)
+        shares, ends = share_out(texts, num_threads, self.pattern if may_cut else "")
         with ThreadPoolExecutor(num_threads) as pool:
             done = list(pool.map(lambda share: self._encode_texts(share, self.added_tokens), shares))
         sizes = np.concatenate([np.diff(offsets) for _, offsets in done])
@@ -274,7 +274,9 @@ class Tokenizer:
 
     def _encode_texts(self, texts: Sequence[str], whole: Mapping[str, int]) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, with the tokens in `whole` recognised, and where each text starts."""
-        cut = [cut_tokens(text, whole) for text in texts] if whole else []
+        if not whole:
+            return self._encode_plain(texts)
+        cut = [cut_tokens(text, whole) for text in texts]
         parts = [part for text in cut for part in text]
         if not any(isinstance(part, int) for part in parts):
             return self._encode_plain(texts)
@@ -290,7 +292,8 @@ class Tokenizer:
 
     def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
         try:
-            return self._encoder.encode([self._normalize(text) for text in texts], self.pattern)
+            normal = [self._normalize(text) for text in texts] if self.normalizer else texts
+            return self._encoder.encode(normal, self.pattern)
         except TextError:
             return self._encoder.encode([self._plain(text) for text in texts], self.pattern)
 

@@ -1,10 +1,10 @@
 r"""Texts shared out among threads.
 
-Many short texts go together in one call, since a call costs more than they do. A long text is cut where every known
-pattern begins a piece whatever else stands around: between a line feed after something that is not white space, and a
-letter.
+Many short texts go together in one call, since a call costs more than they do. A long text is cut after a line feed
+where every known pattern begins a piece, whatever else stands around:
 
-    "…end of line." ⏎ | "Next line…"      cut here: no piece holds ⏎ and N, and none looks past the cut
+    GPT-4's and its kin     … end of line. ⏎ ⏎ | Next …     white space up to its last line feed is in one piece
+    GPT-2's                 … end of line. ⏎ | ⏎ Next …     the last character of white space is a piece of its own
 
 So the ids of the parts, joined, are those of the whole, and one book keeps all threads busy.
 """
@@ -14,22 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import regex
+from luthier.tokenizers.pretokenize import PATTERNS
 
 __all__ = ["SMALLEST", "share_out"]
 
 SMALLEST: Final = 1 << 16  # characters of a share
 PER_THREAD: Final = 4  # shares, so that none waits long for the slowest
-_CUT: Final = regex.compile(r"(?<=\S\n)(?=\p{L})")
 
 
-def share_out(texts: Sequence[str], num_threads: int, *, cut: bool) -> tuple[list[list[str]], list[int]]:
-    """Shares of about equal length, and for each text the number of parts up to its end. `cut`: long texts may be."""
+def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[list[str]], list[int]]:
+    """Shares of about equal length, and for each text the number of parts up to its end. Long texts are cut if
+    `pattern` is known by name."""
     size = max(SMALLEST, sum(map(len, texts)) // (PER_THREAD * num_threads) + 1)
     shares: list[list[str]] = [[]]
     ends, parts, filled = [], 0, 0
     for text in texts:
-        for part in _parts(text, size) if cut and len(text) > size else (text,):
+        for part in _parts(text, size, pattern) if len(text) > size and pattern in PATTERNS else (text,):
             if filled >= size:
                 shares.append([])
                 filled = 0
@@ -40,9 +40,22 @@ def share_out(texts: Sequence[str], num_threads: int, *, cut: bool) -> tuple[lis
     return shares, ends
 
 
-def _parts(text: str, size: int) -> Iterator[str]:
+def _parts(text: str, size: int, pattern: str) -> Iterator[str]:
     start = 0
-    while len(text) - start > size and (place := _CUT.search(text, start + size)):
-        yield text[start : place.start()]
-        start = place.start()
+    while len(text) - start > size and (cut := _next_cut(text, start + size, pattern)):
+        yield text[start:cut]
+        start = cut
     yield text[start:]
+
+
+def _next_cut(text: str, place: int, pattern: str) -> int:
+    """The first place to cut at or after `place`; 0 where there is none."""
+    while place := text.find("\n", place) + 1:
+        if pattern not in ("gpt2", "smollm"):
+            if text[place : place + 1].isalpha():
+                break
+        elif place > 1 and not text[place - 2].isspace():
+            after = text[place : place + 2]
+            if after[:1].isalpha() or (after[:1] == "\n" and after[1:].isalpha()):
+                break
+    return place

@@ -66,15 +66,15 @@ def cut_special(
 
 
 class _Finder:
-    """Finds any of some tokens. Most texts hold none: looking for the two or three beginnings that they share is many
-    times faster than the expression."""
+    """Finds any of some tokens. Most texts hold none: looking for the first character that they share, then for the
+    first two, is many times faster than the expression."""
 
     def __init__(self, tokens: frozenset[str]) -> None:
         self.expression = regex.compile("|".join(map(regex.escape, sorted(tokens, key=len, reverse=True))))
         self.heads = {token[:2] for token in tokens}
 
     def first(self, text: str) -> regex.Match[str] | None:
-        return self.expression.search(text) if any(head in text for head in self.heads) else None
+        return self.expression.search(text) if any(head[0] in text and head in text for head in self.heads) else None
 
 
 @lru_cache(64)
