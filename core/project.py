@@ -349,7 +349,7 @@ def steps(project: Project) -> Iterator[Step]:
 
         yield step(
             "pretrain",
-            [built("shards"), "--tokenizer", built("tokenizer"), *(["--vectors", vectors] if vectors else [])],
+            [built("shards"), "--tokenizer", built("tokenizer"), *(["--embedding", vectors] if vectors else [])],
             settings["pretrain"],
             lambda: pretrain(
                 built("shards"),

@@ -316,7 +316,8 @@ def _collect(parts: Iterator[np.ndarray], folder: Path | None) -> Cooccurrences:
         lists = [list(column) for column in zip(*columns, strict=True)]
         if not lists:
             return Cooccurrences(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
-        return Cooccurrences(*(np.concatenate(column) for column in lists))
+        i, j, x = (np.concatenate(column) for column in lists)
+        return Cooccurrences(i, j, x)
     paths = [Path(folder) / f"pairs.{name}" for name in Cooccurrences._fields]
     files = [path.open("wb") for path in paths]
     for part in columns:

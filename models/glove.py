@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -44,6 +44,7 @@ __all__ = ["Diverged", "Progress", "adagrad", "adagrad_plain", "train_glove"]
 
 TILE = 512  # words
 ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
+_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back
 
 
@@ -97,7 +98,7 @@ def adagrad_plain(i, j, log_x, f, first, last, W, C, b, eta):
 # ---------------------------------------------------------------- the fast twin
 
 
-@njit(cache=True, nogil=True, _nrt=False, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "afn", "nsz"})
+@njit(**_FAST, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "afn", "nsz"})
 def adagrad(i, j, log_x, f, first, last, W, C, b, eta):
     """Visit pairs first … last − 1: rows i and j int32, log_x and f float32. The tables of `Progress` are changed in
     place; `eta` float32. Returns (Σ ½ f diff², −1), or the number of the pair whose product is no number of use."""
@@ -247,13 +248,13 @@ def _array(length: int, dtype: str, folder: Path | None, name: str) -> np.ndarra
     return np.empty(length, dtype) if folder is None else np.memmap(folder / f"lined.{name}", dtype, "w+", shape=length)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@njit(**_FAST)
 def _count_tiles(i, j, place, counts):
     for n in range(len(i)):
         counts[place[i[n] // TILE, j[n] // TILE] + 1] += 1
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@njit(**_FAST)
 def _lay(i, j, x, place, ends, to_i, to_j, to_x):
     """Each pair to the end of its tile."""
     for n in range(len(i)):
@@ -263,7 +264,7 @@ def _lay(i, j, x, place, ends, to_i, to_j, to_x):
         ends[tile] = at + 1
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@njit(**_FAST)
 def _shuffle(ends, state, i, j, x):
     """Shuffle each tile (Fisher & Yates), by chance from a 64-bit congruential generator (Knuth's MMIX)."""
     for tile in range(len(ends) - 1):

@@ -19,7 +19,7 @@ import numpy as np
 
 from luthier.models.vectors import Vectors, VectorsError
 
-__all__ = ["read_glove", "read_word2vec", "write_glove", "write_word2vec"]
+__all__ = ["read_any", "read_glove", "read_word2vec", "write_glove", "write_word2vec"]
 
 
 # ---------------------------------------------------------------- writing
@@ -92,6 +92,17 @@ def read_word2vec(path: Path, *, binary: bool = False) -> Vectors:
     if len(vectors) != count:
         raise VectorsError(f"{path}:1: the header counts {count:,} words, the file holds {len(vectors):,}")
     return vectors
+
+
+def read_any(path: Path) -> Vectors:
+    """Read a file of any of the three formats: .bin is word2vec's binary, two whole numbers on the first line of a text
+    are word2vec's header."""
+    path = Path(path)
+    if path.suffix == ".bin":
+        return read_word2vec(path, binary=True)
+    with path.open("rb") as file:
+        header = file.readline(100).split()
+    return read_word2vec(path) if len(header) == 2 and all(part.isdigit() for part in header) else read_glove(path)
 
 
 def read_glove(path: Path) -> Vectors:

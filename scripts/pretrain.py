@@ -23,7 +23,7 @@ class Command:
     Comes out: a Hugging Face model folder (config.json, model.safetensors, tokenizer.json …) with metrics.jsonl, the
     loss of every step.
 
-    Example: luthier pretrain build/shards --tokenizer build/tokenizer --vectors build/vectors-word2vec --out
+    Example: luthier pretrain build/shards --tokenizer build/tokenizer --embedding build/vectors-word2vec --out
     build/model
 
     Takes about 45 s for 400,000 tokens with the preset demo (2.4 million parameters) on 2 cores. Interrupted, the
@@ -36,8 +36,9 @@ class Command:
     """Folder of the tokenizer that made the shards; saved beside the weights."""
     base: Path | None = None
     """Folder of a model to go on from, with its shape; without it, a new model is made."""
-    vectors: Path | None = None
-    """Folder of vectors of the same tokens, to start the embedding from; without it, it starts at random."""
+    embedding: Path | None = None
+    """Folder of vectors of the same tokens, to start the embedding (and a tied head) from; without it, it starts at
+    random."""
     out: Path = Path("model")
     """Folder for the model."""
     overwrite: bool = False
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.out,
             command.config,
             base=command.base,
-            vectors=command.vectors,
+            vectors=command.embedding,
             tokenizer=command.tokenizer,
             overwrite=command.overwrite,
         )

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from luthier.core.evaluation.samples import Sample
+    from luthier.models.vectors import Vectors
 
-__all__ = ["SET_NAMES", "SYSTEM_NAMES", "table_rows", "verdict", "write_report"]
+__all__ = ["PAGE", "SET_NAMES", "SYSTEM_NAMES", "draw_map", "table_rows", "verdict", "write_report"]
 
 PAGE = Path(__file__).with_name("report.html")
 SET_NAMES = {
@@ -205,12 +206,10 @@ def draw_losses(models: Sequence[Path]) -> str | None:
     return _svg(figure)
 
 
-def draw_map(folder: Path, most: int = 120) -> str | None:
-    """The commonest tokens of a vectors folder on their two principal components."""
+def draw_map(vectors: Vectors, most: int = 120) -> str | None:
+    """The commonest tokens on their two principal components."""
     from luthier.core.show.vectors import map_2d
-    from luthier.models.vectors import load_vectors
 
-    vectors = load_vectors(folder)
     xy, labels = map_2d(vectors, most)
     if not len(labels):
         return None
@@ -325,6 +324,8 @@ def write_report(
     vectors: Sequence[Path] = (),
 ) -> None:
     """Write the self-contained page; `models` are read for loss curves and token statistics."""
+    from luthier.models.vectors import load_vectors
+
     models = [Path(m) for m in models]
     figures = _figure(
         "Right facts", draw_rates(results), "Share of answers that hold every expected fact, with 95% intervals."
@@ -332,7 +333,7 @@ def write_report(
     figures += _figure("Loss curves", draw_losses(models), "Training loss as logged in each model's metrics.jsonl.")
     for folder in vectors:
         caption = f"The commonest tokens of {folder.name} on the first two principal components."
-        figures += _figure(f"Map of the vectors: {folder.name}", draw_map(folder), caption)
+        figures += _figure(f"Map of the vectors: {folder.name}", draw_map(load_vectors(folder)), caption)
     if corpus is not None:
         svg, sentence = draw_tokens(models[-1], corpus)
         figures += _figure("Tokens", svg, sentence)

@@ -8,10 +8,15 @@ trained on the same tokens (`luthier train-vectors`) know that already. To start
 2. scale all to the spread the initializer would have given, so that no layer sees larger numbers than it expects.
 
 Tokens without a vector (special tokens, tokens that never occurred) keep their random start.
+
+**New rows of a trained embedding** (an extended tokenizer's) can start from vectors too, if both old and new tokens
+have one: the linear map that best sends the old tokens' vectors to their rows, least squares with a small ridge (as
+Mikolov et al. 2013, arXiv:1309.4168, map one language's vectors to another's), sends the new tokens' vectors to theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +25,9 @@ import torch
 if TYPE_CHECKING:
     from luthier.models.vectors import Vectors
 
-__all__ = ["principal_components", "start_embedding"]
+__all__ = ["principal_components", "start_embedding", "start_new_rows"]
+
+RIDGE = 1e-2  # of the mean square of the vectors' columns
 
 
 def principal_components(vectors: np.ndarray, columns: int) -> np.ndarray:
@@ -43,3 +50,25 @@ def start_embedding(weight_VC: torch.Tensor, vectors: Vectors) -> int:
     rows = torch.from_numpy(ids[known])
     weight_VC[rows, : turned.shape[1]] = torch.from_numpy(turned).to(weight_VC.dtype)
     return len(known)
+
+
+@torch.no_grad()
+def start_new_rows(weight_VC: torch.Tensor, vectors: Vectors, new: Sequence[int]) -> int:
+    """Start the rows `new` of a trained embedding from `vectors`, in place; returns how many have a vector. The other
+    rows and their vectors teach the map; with none of them nothing is changed."""
+    ids = np.asarray(vectors.ids, np.int64)
+    inside = (ids >= 0) & (ids < len(weight_VC))
+    fresh = np.isin(ids, np.asarray(list(new), np.int64))
+    known, asked = np.flatnonzero(inside & ~fresh), np.flatnonzero(inside & fresh)
+    if not len(known) or not len(asked):
+        return 0
+    table = np.asarray(vectors.vectors, np.float64)
+    rows = weight_VC[torch.from_numpy(ids[known])].double().numpy(force=True)
+    x, y = table[known] - table[known].mean(axis=0), rows - rows.mean(axis=0)
+    gram = x.T @ x
+    gram += np.eye(len(gram)) * RIDGE * np.trace(gram) / len(gram)
+    mapped = (table[asked] - table[known].mean(axis=0)) @ np.linalg.solve(gram, x.T @ y)
+    # A fit is smaller than what it fits; new rows get the old ones' spread.
+    mapped *= y.std() / max(float(np.sqrt((mapped**2).mean())), 1e-12)
+    weight_VC[torch.from_numpy(ids[asked])] = torch.from_numpy(mapped + rows.mean(axis=0)).to(weight_VC)
+    return len(asked)

@@ -200,6 +200,19 @@ def test_analogy_is_a_minus_b_plus_c():
     assert v.analogy("king", "man", "woman", topn=2)[0][0] == "queen"
 
 
+def test_three_cos_mul_and_the_odd_one_out_are_gensims():
+    v = made(200)
+    keyed, rng = v.to_gensim(), np.random.default_rng(0)
+    for _ in range(20):
+        a, b, c, *rest = (v.tokens[n] for n in rng.choice(200, 8, replace=False))
+        ours, theirs = v.analogy(a, b, c, 20, multiply=True), keyed.most_similar_cosmul([a, c], [b], topn=20)
+        assert [t for t, _ in ours] == [t for t, _ in theirs]
+        np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], rtol=1e-4)
+        assert v.odd_one_out([a, b, c, *rest]) == keyed.doesnt_match([a, b, c, *rest])
+    with pytest.raises(VectorsError, match="no token"):
+        v.odd_one_out([])
+
+
 def test_an_unknown_token_is_named():
     v = made()
     with pytest.raises(VectorsError, match="'xyz' is not among the 50 tokens"):
