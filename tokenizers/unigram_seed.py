@@ -87,7 +87,7 @@ def find_seeds(text: Ints, weights: Longs, scripts: Ints, longest: int, most: in
     at = at[letters > 0]
     none = np.zeros(len(at), np.int64)
     return Seeds(
-        np.concatenate([at, order[found[:, 1]]]),
+        np.concatenate([at, order[found[:, 1]]]).astype(np.int64),
         np.concatenate([none + 1, found[:, 0]]).astype(np.uint8),
         np.concatenate([single, worth]).astype(np.float64),
         np.concatenate([none, found[:, 1]]),
