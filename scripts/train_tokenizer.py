@@ -1,4 +1,4 @@
-"""`luthier train-tokenizer`: a byte-level BPE tokenizer from text. The work is in `core/training/tokenizer.py`."""
+"""`luthier train-tokenizer`: a tokenizer from text. The work is in `core/training/tokenizer.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Command:
     folders of them; with --extend, a tokenizer to go on from.
 
     Comes out: a folder with tokenizer.json and tokenizer_config.json, which `transformers` and `tokenizers` open with
-    the same ids, training.json (what it was trained on) and manifest.json.
+    the same ids (with --model unigram: tokenizer.model, which `sentencepiece` opens), training.json (what it was
+    trained on) and manifest.json.
 
     Example: luthier train-tokenizer corpus/ --vocab-size 8000 --out tokenizer/
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         train_tokenizer(command.inputs, command.out, command.config, extend=command.extend, overwrite=command.overwrite)
     )
-    if command.tiktoken:
+    if command.tiktoken and command.config.model == "bpe":
         from luthier.tokenizers.formats import load_tokenizer, save_tiktoken
 
         save_tiktoken(load_tokenizer(command.out), command.tiktoken)

@@ -3,6 +3,9 @@
 Only the training split is read: a tokenizer that has seen held-out text spells it in fewer tokens, and the bits per
 byte measured on it would flatter. The algorithm is in `tokenizers/bpe_train.py`.
 
+Two kinds: byte-level BPE into tokenizer.json; with `model = "unigram"` a unigram language model (tokenizers/
+unigram_train.py) into tokenizer.model, SentencePiece's format.
+
 With `extend`, the merges of a tokenizer that is there are continued on the new text: its ids stay as they are, and up
 to `add` new ones come behind them. A model made for it grows by `models/resize.py`.
 """
@@ -36,6 +39,9 @@ NOT_IN_RESULT = ("num_threads", "max_memory")  # settings that change nothing in
 class TokenizerConfig:
     """How large the vocabulary is and what its merges may join."""
 
+    model: Literal["bpe", "unigram"] = "bpe"
+    """bpe: byte-level BPE, a tokenizer.json. unigram: the most probable pieces by a unigram language model (Kudo 2018,
+    arXiv:1804.10959), a SentencePiece tokenizer.model; pattern, min_frequency, max_piece_length are not asked."""
     vocab_size: int = 4096
     """Ids at most, special tokens and the 256 bytes included. 4,096 for a few documents and a small model, 32,000 and
     more for a large corpus."""
@@ -49,7 +55,9 @@ class TokenizerConfig:
     min_frequency: int = 2
     """Occurrences that a pair needs to be merged; a small text then gives fewer ids than vocab_size."""
     max_token_length: int = 0
-    """Bytes of the longest token that may be learned; 0: no limit."""
+    """Longest token that may be learned, in bytes; 0: no limit. Of a unigram model in characters; 0: 16."""
+    character_coverage: float = 0.9995
+    """unigram: share of the text whose characters, the most frequent ones, become pieces; the rest is unknown."""
     max_piece_length: int = 1024
     """Bytes of the longest piece that is looked at whole; longer ones (base64, a file without spaces) are cut and
     counted in the summary."""
@@ -69,6 +77,8 @@ class TokenizerConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected {least} or more")
         if self.max_token_length and self.max_token_length < 2:
             raise ConfigError(f"max_token_length = {self.max_token_length}: expected 2 or more, or 0 for no limit")
+        if not 0 < self.character_coverage <= 1:
+            raise ConfigError(f"character_coverage = {self.character_coverage}: expected more than 0, at most 1")
         if self.num_threads < 0 or self.max_memory <= 0:
             raise ConfigError("num_threads must be 0 or more, max_memory more than 0")
 
@@ -109,7 +119,7 @@ def train_tokenizer(
     extend: Path | None = None,
     overwrite: bool = False,
 ) -> TokenizerSummary:
-    """Train a byte-level BPE tokenizer on the training split of `inputs` (see core/data/texts.py) into folder `out`;
+    """Train a tokenizer on the training split of `inputs` (see core/data/texts.py) into folder `out`;
     with `extend`, a tokenizer's folder or file, continue that one.
 
     Does nothing if the same work is there. Raises VocabularyError for a vocabulary that is too small, PatternError,
@@ -124,6 +134,8 @@ def train_tokenizer(
     if work.done:
         say(f"{out} is up to date")
         return _summary(out)
+    if config.model == "unigram":
+        return _train_unigram(work, inputs, config, extend)
     base = _base(extend, config)
     texts = _Texts(inputs, config, base)
     words = _count(texts, config, base.pattern if base else config.pattern)
@@ -160,8 +172,10 @@ class _Texts:
 
         self.texts = self.bytes = 0
         pattern = base.pattern if base else config.pattern
-        self._normalized = bool(base and base.normalizer)  # no part may end between a letter and its accent
-        self._size = PART if pattern in PATTERNS and not self._normalized else 0
+        # Words of a unigram model end at blanks only, and no part may end between a letter and its accent.
+        self._normalized = bool(base and base.normalizer)
+        whole = pattern not in PATTERNS or self._normalized or config.model == "unigram"
+        self._size = 0 if whole else PART
         self._inputs, self._config = inputs, config
 
     def read(self, advance: Callable[..., None]) -> Iterator[str]:
@@ -214,6 +228,36 @@ def _learn(words: WordCounts, config: TokenizerConfig, base: Tokenizer | None) -
             return extend_on_words(base, words, config.add, **limits, on_progress=on_progress)
         limits |= {"special_tokens": config.special_tokens, "pattern": config.pattern}
         return train_on_words(words, config.vocab_size, **limits, on_progress=on_progress)
+
+
+def _train_unigram(
+    work: Artifact, inputs: Sequence[Path], config: TokenizerConfig, extend: Path | None
+) -> TokenizerSummary:
+    """The same for a unigram model; the texts are read a second time to count their tokens."""
+    from luthier.tokenizers.sentencepiece_model import save_sentencepiece
+    from luthier.tokenizers.unigram_train import train_unigram
+
+    if extend is not None:
+        raise ConfigError(f"{extend} cannot be extended by a unigram model: leave out one of extend and model")
+    texts = _Texts(inputs, config, None)
+    with progress("reading", texts.size(), "bytes") as advance:
+        tokenizer = train_unigram(
+            texts.read(advance),
+            config.vocab_size,
+            special_tokens=config.special_tokens,
+            character_coverage=config.character_coverage,
+            max_piece_length=config.max_token_length or 16,
+            num_threads=config.num_threads or _cores(),
+            on_round=lambda pieces, likelihood: advance(0, f"{pieces:,} pieces, {likelihood:.2f} nats a word"),
+        )
+    again = _Texts(inputs, config, None)
+    with progress("counting tokens", again.size(), "bytes") as advance:
+        tokens = sum(map(tokenizer.count, again.read(advance)))
+    facts = {"vocab_size": tokenizer.vocab_size, "wanted": config.vocab_size, "texts": texts.texts}
+    with work:
+        save_sentencepiece(tokenizer, work.folder / "tokenizer.model")
+        write_json(work.folder / FACTS, {**facts, "bytes": texts.bytes, "tokens": tokens})
+    return _summary(work.out)
 
 
 def _write(

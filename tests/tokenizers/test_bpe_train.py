@@ -5,14 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.tokenizers.bpe import VocabularyError
-from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, merges_by_the_book, train_bpe
+from luthier.tokenizers.bpe_merge import _share_done
+from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, merges_by_the_book, train_bpe, train_on_words
 from luthier.tokenizers.formats import spell, unspell
 from luthier.tokenizers.pretokenize import PATTERNS, PatternError
+from luthier.tokenizers.word_counts import count_words
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
 
@@ -90,6 +93,27 @@ def test_real_text_equals_hugging_face(kind, pattern):
     text = Path(DATA or "", "text", f"{kind}.txt").read_text(encoding="utf-8")[:400_000]
     texts = [text[i : i + 20_000] for i in range(0, len(text), 20_000)]
     assert_equal(train_bpe(texts, 4000, pattern=pattern), hugging_face(texts, 4000, pattern))
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from("abcd é中"), max_size=30), max_size=6), longest=st.integers(2, 6))
+def test_no_token_is_longer_than_allowed(texts, longest):
+    mine = train_bpe(texts, 300, special_tokens=(), max_token_length=longest)
+    book = merges_by_the_book(texts, 300, "llama3", max_token_length=longest)
+    assert all(len(token) <= longest for token in mine.tokens)
+    if len({a + b for a, b in book}) == len(book):
+        assert merged(mine) == book
+
+
+def test_the_share_of_work_that_is_done_rises_to_one():
+    heard = []
+    words = count_words(["the cat sat on the mat and the dog ran to the man " * 20], "gpt2")
+    train_on_words(words, 330, on_progress=lambda share, ids: heard.append((share, ids)))
+    shares = [
+        _share_done(np.array([0, 0, 0, ids, 0, 0, 0, 0, 30 * (ids - 256), 0, 0]), 256, 1000) for ids in (300, 1000)
+    ]
+    assert 0 < shares[0] < shares[1] == 1
+    assert all(0 < share <= 1 for share, _ in heard)
 
 
 def test_own_pattern_equals_hugging_face():

@@ -85,6 +85,11 @@ def test_what_cannot_be_used_writes_nothing(text_file, tmp_path):
         train_tokenizer([tmp_path / "latin.txt"], out, SMALL)
     with pytest.raises(ConfigError, match="endoftext"):
         TokenizerConfig(special_tokens=("<x>",))
+    for wrong in ({"add": 0}, {"max_piece_length": 5}, {"max_token_length": 1}, {"num_threads": -1}, {"max_memory": 0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            TokenizerConfig(**wrong)
+    with pytest.raises(ConfigError, match="leave out one of"):
+        train_tokenizer([text_file], out, TokenizerConfig(model="unigram"), extend=tmp_path)
     assert not out.exists()
 
 
@@ -100,3 +105,48 @@ def test_verb_and_view(text_file, tmp_path, capsys):
     assert "<|im_start|> 1" in shown
     assert "2:<|im_end|>" in shown
     assert json.loads((out / "training.json").read_text())["wanted"] == 320
+
+
+def test_threads_and_memory_are_no_other_work(text_file, tmp_path, capsys):
+    """What changes nothing in the result does not make it again; a limit on tokens does."""
+    out = tmp_path / "tokenizer"
+    train_tokenizer([text_file], out, TokenizerConfig(vocab_size=320, num_threads=2))
+    train_tokenizer([text_file], out, TokenizerConfig(vocab_size=320, num_threads=1, max_memory=1))
+    assert "is up to date" in capsys.readouterr().err
+    short = TokenizerConfig(vocab_size=320, max_token_length=3)
+    train_tokenizer([text_file], out, short, overwrite=True)
+    assert max(len(t) for t in load_tokenizer(out).tokens[4:]) == 3
+
+
+def test_what_was_cut_is_told(tmp_path):
+    (tmp_path / "one_word.txt").write_text("x" * 5_000 + " end")
+    summary = train_tokenizer([tmp_path / "one_word.txt"], tmp_path / "tokenizer", TokenizerConfig(vocab_size=300))
+    assert (summary.capped, summary.cut, summary.bytes) == (1, 0, 5_004)
+    assert "1 pieces were too long" in str(summary)
+
+
+def test_jsonl_rows_gz_and_folders_give_the_merges_of_their_texts(tmp_path):
+    import gzip
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()))
+    with gzip.open(folder / "b.txt.gz", "wt", encoding="utf-8") as file:
+        file.write(TEXT)
+    summary = train_tokenizer([folder], tmp_path / "tokenizer", SMALL)
+    assert summary.texts == 5
+    expected = train_bpe([*TEXT.splitlines(), TEXT], 320)
+    assert load_tokenizer(tmp_path / "tokenizer").merges.tolist() == expected.merges.tolist()
+
+
+def test_unigram_model_opens_in_sentencepiece(tmp_path, capsys):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    out = tmp_path / "tokenizer"
+    arguments = [str(tmp_path / "a.txt"), "--model", "unigram", "--vocab-size", "60", "--character-coverage", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "bytes a token" in capsys.readouterr().out
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["vocab_size"] == theirs.vocab_size()
+    assert facts["tokens"] == len(theirs.encode(TEXT))
