@@ -10,6 +10,7 @@ from luthier.core.errors import ArtifactError, ConfigError, InputError
 from luthier.core.show.tokenizer import show_tokenizer
 from luthier.core.training.tokenizer import TokenizerConfig, train_tokenizer
 from luthier.scripts.train_tokenizer import main
+from luthier.tokenizers import normalizer
 from luthier.tokenizers.bpe import VocabularyError
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import load_tokenizer
@@ -139,8 +140,10 @@ def test_jsonl_rows_gz_and_folders_give_the_merges_of_their_texts(tmp_path):
     assert load_tokenizer(tmp_path / "tokenizer").merges.tolist() == expected.merges.tolist()
 
 
-def test_unigram_model_opens_in_sentencepiece(tmp_path, capsys):
+def test_unigram_model_opens_in_sentencepiece(tmp_path, capsys, monkeypatch):
+    """Without the table of NFKC, which takes a while to make and has tests of its own."""
     sentencepiece = pytest.importorskip("sentencepiece")
+    monkeypatch.setattr(normalizer, "nmt_nfkc", lambda: normalizer.Normalizer("identity"))
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     out = tmp_path / "tokenizer"
     arguments = [str(tmp_path / "a.txt"), "--model", "unigram", "--vocab-size", "60", "--character-coverage", "1"]
