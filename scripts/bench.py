@@ -46,10 +46,14 @@ class Command:
     folder or tokenizer.json, or a SentencePiece .model; may be given several times. Left out: one is trained."""
     only: str = ""
     """Groups of cases to measure, with commas between; left out, all. tokenizers: encode, cold, threads, short, decode,
-    count, first, train."""
+    count, first, train. vectors: speed, glove, quality, memory, nearest."""
     own: Annotated[str, tyro.conf.arg(name="with")] = ""
     """FILE.py:FUNCTION of your own to race too. tokenizers: it is called with the vocabulary's file or folder and
     returns an encoder, which is called with a text and returns its ids."""
+    sets: tuple[Path, ...] = ()
+    """Only vectors: word sets to compare quality on, as for `luthier evaluate`."""
+    peer: Annotated[tuple[str, ...], Often] = ()
+    """Only vectors: NAME=PATH of a program to race too: word2vec, fasttext, or glove (the folder of its build)."""
     against: Path | None = None
     """A saved result: also print how each row changed since, and which changes are more than noise."""
     repeats: int = 5
@@ -87,6 +91,8 @@ def _arguments(command: Command, measure: Callable[..., Any]) -> dict[str, Any]:
         "vocabs": ("vocab", command.vocab),
         "only": ("only", tuple(name.strip() for name in command.only.split(",") if name.strip())),
         "own": ("with", command.own or None),
+        "sets": ("sets", command.sets),
+        "peer": ("peer", command.peer),
         "repeats": ("repeats", command.repeats),
     }
     if "text" in known and len(command.text) < 2:  # one that measures on a single text
