@@ -33,6 +33,7 @@ Units = npt.NDArray[np.uint32]
 
 LEAF: Final = 1 << 31
 HAS_LEAF: Final = 1 << 8
+WINDOW: Final = 16 * 256  # places from the end in which a group of children is tried
 
 
 class CharsmapError(ValueError):
@@ -126,7 +127,7 @@ def build_trie(values: Mapping[bytes, int]) -> Units:
             continue
         while free < len(taken) and taken[free]:
             free += 1
-        place = free - 1
+        place = max(free, len(units) - WINDOW) - 1
         while True:
             place += 1
             while len(units) <= place | 0xFF:
@@ -210,9 +211,9 @@ def nmt_nfkc_rules() -> dict[str, str]:
         composed, decomposed = unicodedata.normalize("NFKC", c), unicodedata.normalize("NFKD", c)
         if composed != c:
             rules[c] = composed
-        if len(decomposed) > 1:
+        if len(decomposed) > 1 and len(composed) == 1:
             long.append((decomposed, composed))
-        elif decomposed != c:
+        if len(decomposed) == 1 and decomposed != c:
             spellings.setdefault(decomposed, set()).add(c)
     for decomposed, composed in long:
         for spelling in product(*[[c, *sorted(spellings.get(c, ()))] for c in decomposed]):

@@ -44,7 +44,9 @@ Places = npt.NDArray[np.int64]
 
 UNKNOWN_SURFACE: Final = " ⁇ "  # what sentencepiece writes for an unknown token
 BATCH: Final = 1024  # texts encoded in one go
-UNKNOWN, CONTROL, BYTE = int(Kind.UNKNOWN), int(Kind.CONTROL), int(Kind.BYTE)  # an enumeration is slow to ask
+UNKNOWN, CONTROL, UNUSED, BYTE = map(
+    int, (Kind.UNKNOWN, Kind.CONTROL, Kind.UNUSED, Kind.BYTE)
+)  # an enumeration is slow to ask
 
 
 def join_by_the_book(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
@@ -62,10 +64,10 @@ class PieceBpeTokenizer:
 
     `pieces` id → spelling, a space as ▁; `scores` [V]; `kinds` what each piece is (all NORMAL but `unk_id` if None);
     `normalizer` turns text into what pieces spell; `byte_fallback`: characters without a piece become the pieces
-    `<0x00>` to `<0xFF>`. `merges` [M, 2] pairs of ids in order of rank, where a file lists them: then the scores do not
-    count. `special_tokens` text → id, by default the control pieces. `eos_token` and `pad_token` name the special tokens at a
-    document's end and in empty places. `kept` holds what a file said that concerns only other programs. Raises
-    VocabularyError naming the piece that is wrong.
+    `<0x00>` to `<0xFF>`. `merges` [M, 2] pairs of ids in order of rank, where a file lists them: then scores do not
+    count. `special_tokens` text → id, by default the control pieces. `eos_token` and `pad_token` name the special
+    tokens at a document's end and in empty places. `kept` holds what a file said that concerns only other programs.
+    Raises VocabularyError naming the piece that is wrong.
     """
 
     def __init__(
@@ -295,7 +297,7 @@ class PieceBpeTokenizer:
 
     def _ids_of_symbol(self, symbol: str) -> list[int]:
         found = self.ids_of_pieces.get(symbol)
-        if found is not None:
+        if found is not None and self.kinds[found] != UNUSED:
             return [found]
         return [int(self._byte_ids[b]) for b in symbol.encode()] if self.byte_fallback else [self.unk_id]
 
