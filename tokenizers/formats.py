@@ -82,6 +82,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    pieces = path / "tokenizer.model" if path.is_dir() and not file.is_file() else file
+    if pieces.suffix == ".model" and pieces.is_file():
+        from luthier.tokenizers.sentencepiece_model import load_sentencepiece
+
+        return load_sentencepiece(pieces)  # pyright: ignore[reportReturnType]
     if path.is_dir() and not file.is_file():
         from luthier.tokenizers.vocab_merges import find_vocab_merges, load_vocab_merges
 
