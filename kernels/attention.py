@@ -1,4 +1,4 @@
-"""Causal attention with shared key heads, and documents that do not see each other.
+"""Attention with shared key heads, and documents that do not see each other.
 
     weights = softmax(q kᵀ / √D + mask),   out = weights · v        (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)
 
@@ -12,9 +12,30 @@ padding gives prompts padded on the left; i − window + 1 gives a sliding windo
             ■ ■ ■ .              . . ■ .
             ■ ■ ■ ■              . . ■ ■
 
-The fast path is PyTorch's fused attention, which shares key heads by itself. For packed rows it gets the mask: on one
-core, forward and backward of 16 rows of 4 documents of 64 tokens (H 6, K 2, D 32) take 124 ms with the mask, 178 ms
-with a call for each document, and 122 ms as plain causal rows.
+On a CPU the fast path is PyTorch's fused attention, which shares key heads by itself. For packed rows it gets the
+mask: on one core, forward and backward of 16 rows of 4 documents of 64 tokens (H 6, K 2, D 32) take 124 ms with the
+mask, 178 ms with a call for each document, and 122 ms as plain causal rows.
+
+**On a card: tiles and the online softmax** (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691). The T × S
+scores are never stored. A program keeps BM queries and walks over the keys, BN at a time. Of each row it holds the
+largest score so far m, the sum l of e^(s − m), and acc, the sum of e^(s − m)·v. A larger score m′ multiplies what was
+summed by e^(m − m′); at the end out = acc / l, and lse = m + ln l, the logarithm of the sum of all e^s, is all that the
+backward pass needs to make the weights again: p = e^(s − lse). Powers of two are what the hardware has, so everything
+is scaled by log₂ e.
+
+With δ = Σ_d dout·out (Dao 2022, appendix B.2; an incoming gradient of lse is taken off it):
+
+    dv = pᵀ dout,    dp = dout vᵀ,    ds = p ⊙ (dp − δ),    dq = ds k / √D,    dk = dsᵀ q / √D
+
+Two kernels walk over the tiles, one for dq with a tile of queries in hand, one for dk and dv with a tile of keys, which
+also sums over the query heads that share it. That makes the scores twice (7 products instead of 5), but nobody adds to
+another's sum: the backward pass gives the same bits every time, with no slower "deterministic" mode.
+
+A tile of queries sees keys from the first key of its first row to the last of its last; between them lies a stretch
+that all its rows see, where no mask is made. So a window or short documents save work in proportion.
+
+A soft cap replaces s by cap·tanh(s / cap) (Gemma 2, arXiv:2408.00118, §2). A head_dim that is no power of two is
+computed as the next one, with zeros.
 
 Legend: B batch, T queries, S keys (S ≥ T: the queries are the last T of them), H heads, K key/value heads, D head_dim.
 """
@@ -22,12 +43,32 @@ Legend: B batch, T queries, S keys (S ≥ T: the queries are the last T of them)
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["attention", "attention_reference", "document_starts", "visible"]
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    arch,
+    check_floats,
+    constant,
+    dot,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
+
+__all__ = ["attention", "attention_reference", "cost", "document_starts", "visible"]
+
+EXAMPLE = {"batch": 1, "tokens": 8192, "heads": 32, "key_heads": 8, "head_dim": 128}
+LOG2E = constant(math.log2(math.e))
 
 
 def document_starts(document_BT: Tensor) -> Tensor:
@@ -45,38 +86,554 @@ def visible(first_BT: Tensor, keys: int) -> Tensor:
     return (key >= first_BT[:, :, None]) & (key <= key[keys - T :, None])
 
 
-def attention_reference(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BTS: Tensor | None = None) -> Tensor:
-    """The formula, one operation at a time; returns [B, T, H, D]."""
+def attention_reference(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    mask_BTS: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """The formula, one operation at a time; returns out [B, T, H, D], and lse [B, H, T] if wanted."""
     T, H, D = q_BTHD.shape[1:]
     S, K = k_BSKD.shape[1:3]
     k_BSHD, v_BSHD = (x.repeat_interleave(H // K, dim=2) for x in (k_BSKD, v_BSKD))
-    scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BSHD) / math.sqrt(D)
+    scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BSHD) * (D**-0.5 if scale is None else scale)
+    if soft_cap is not None:
+        scores_BHTS = soft_cap * torch.tanh(scores_BHTS / soft_cap)
     if mask_BTS is None:
         mask_BTS = visible(torch.zeros(1, T, dtype=torch.int64, device=q_BTHD.device), S)
-    weights_BHTS = scores_BHTS.masked_fill(~mask_BTS[:, None], -math.inf).softmax(dim=-1)
-    return torch.einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD)
+    scores_BHTS = scores_BHTS.masked_fill(~mask_BTS[:, None], -math.inf)
+    out_BTHD = torch.einsum("bhts,bshd->bthd", scores_BHTS.softmax(dim=-1), v_BSHD)
+    return (out_BTHD, scores_BHTS.logsumexp(dim=-1)) if return_lse else out_BTHD
 
 
-def attention(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BTS: Tensor | None = None) -> Tensor:
+def cost(
+    batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, itemsize: int, *, causal: bool = True
+) -> dict[str, tuple[int, int]]:
+    """Bytes that must cross the card's memory and operations, forward and backward.
+
+    A product of [m, k] and [k, n] counts 2·m·k·n operations; forward makes two of them, backward five; causal attention
+    counts half. That is how papers count; what our backward pass computes twice is not counted.
+    """
+    q, kv = (batch * tokens * n * head_dim * itemsize for n in (heads, key_heads))
+    product = 2 * batch * heads * tokens * tokens * head_dim // (2 if causal else 1)
+    lse = 4 * batch * heads * tokens
+    return {"forward": (2 * q + 2 * kv + lse, 2 * product), "backward": (4 * q + 4 * kv + 2 * lse, 5 * product)}
+
+
+# ---------------------------------------------------------------- Triton: forward
+
+
+@jit
+def _tile(X, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr):
+    """Rows first … first + ROWS of X, zeros beyond D; EDGE also gives zeros for rows from `limit` on."""
+    row, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
+    at = X + tl.cast(first, tl.int64) * stride + (row * stride + d)
+    if EDGE:
+        return tl.load(at, (first + row < limit) & (d < D), other=0.0)
+    elif D < WIDE:
+        return tl.load(at, d < D, other=0.0)
+    else:
+        return tl.load(at)
+
+
+@jit
+def _sees(place, key, lo, hi, S, window, CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr):
+    """Which queries (at `place` among the keys, their keys from lo to hi) see which keys."""
+    seen = (key < S) & (place >= 0)
+    if CAUSAL:
+        seen = seen & (key <= place)
+    if WINDOW:
+        seen = seen & (key > place - window)
+        if not CAUSAL:
+            seen = seen & (key < place + window)
+    if RANGES:
+        seen = seen & (key >= lo)
+        if not CAUSAL:
+            seen = seen & (key < hi)
+    return seen
+
+
+@jit
+def _scores(q, k, scale, cap, CAP: tl.constexpr):
+    """q kᵀ, or its tanh, and the factor that is still to come so that 2^(score · factor) = e^(score of the formula)."""
+    s = dot(q, tl.trans(k))
+    if CAP:
+        return 2 * tl.sigmoid(s * (2 * scale / cap)) - 1, cap * LOG2E
+    else:
+        return s, scale * LOG2E
+
+
+@jit
+def _attend(
+    acc, l, m, q, K, V, start, end, place, lo, hi, S, kt, vt, scale, cap, window,
+    D: tl.constexpr, WIDE: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """One query tile over the key tiles from start to end: the online softmax of the lecture."""
+    for j in tl.range(start, end, BN):
+        k = _tile(K, j, S, kt, BN, D, WIDE, MASK)
+        v = _tile(V, j, S, vt, BN, D, WIDE, MASK)
+        s, factor = _scores(q, k, scale, cap, CAP)
+        if MASK:
+            key = j + tl.arange(0, BN)
+            seen = _sees(place[:, None], key[None, :], lo[:, None], hi[:, None], S, window, CAUSAL, RANGES, WINDOW)
+            s = tl.where(seen, s, -float("inf"))
+        top = tl.maximum(m, tl.max(s, 1) * factor)
+        safe = tl.where(top == -float("inf"), 0.0, top) if MASK else top  # a row that has seen nothing yet
+        p = tl.exp2(s * factor - safe[:, None])
+        shrink = tl.exp2(m - safe)
+        l = l * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None] + dot(narrow(p, v.dtype), v)
+        m = top
+    return acc, l, m
+
+
+@jit
+def _key_range(m0, place, lo, hi, S, window, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+               RANGES: tl.constexpr, WINDOW: tl.constexpr):  # fmt: skip
+    """Multiples of BN: begin of the keys a query tile sees, begin and end of those all its rows see; and the end."""
+    last = tl.max(place, 0)
+    first = tl.min(tl.where(place >= 0, place, last), 0)
+    begin, full, full_end, end = 0, 0, S, S
+    if CAUSAL:
+        full_end, end = first + 1, tl.minimum(S, last + 1)
+    if WINDOW:
+        begin, full = tl.maximum(first - window + 1, 0), tl.maximum(last - window + 1, 0)
+        if not CAUSAL:
+            full_end, end = tl.minimum(S, first + window), tl.minimum(S, last + window)
+    if RANGES:
+        exists = place >= 0
+        begin = tl.maximum(begin, tl.min(tl.where(exists, lo, S), 0))
+        full = tl.maximum(full, tl.max(tl.where(exists, lo, 0), 0))
+        if not CAUSAL:
+            full_end = tl.minimum(full_end, tl.min(tl.where(exists, hi, S), 0))
+            end = tl.minimum(end, tl.max(tl.where(exists, hi, 0), 0))
+    begin = begin // BN * BN
+    full = tl.maximum((full + BN - 1) // BN * BN, begin)
+    full_end = full_end // BN * BN
+    full = tl.minimum(full, (end + BN - 1) // BN * BN)
+    return begin, full, tl.maximum(full, full_end), end
+
+
+@jit(lengths=("T", "S", "window"))
+def _forward(
+    Q, K, V, Out, Lse, Lo, Hi, T, S, window, scale, cap, qb, qt, qh, kb, kt, kh, vb, vt, vh,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM  # causal: the longest rows begin first
+    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    Q, K, V = Q + b * qb + h * qh, K + b * kb + h // G * kh, V + b * vb + h // G * vh
+    row = m0 + tl.arange(0, BM)
+    place = tl.where(row < T, row + tl.maximum(S - T, 0), -1)
+    lo, hi = place, place
+    if RANGES:
+        lo = tl.load(Lo + b * T + row, row < T, other=0)
+        if not CAUSAL:
+            hi = tl.load(Hi + b * T + row, row < T, other=0)
+    begin, full, full_end, end = _key_range(m0, place, lo, hi, S, window, BM, BN, CAUSAL, RANGES, WINDOW)
+    q = _tile(Q, m0, T, qt, BM, D, WIDE, True)
+    acc, l = tl.zeros((BM, WIDE), tl.float32), tl.zeros((BM,), tl.float32)
+    m = tl.full((BM,), -float("inf"), tl.float32)
+    if RANGES or WINDOW:
+        acc, l, m = _attend(acc, l, m, q, K, V, begin, full, place, lo, hi, S, kt, vt, scale, cap, window,
+                            D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+    acc, l, m = _attend(acc, l, m, q, K, V, full, full_end, place, lo, hi, S, kt, vt, scale, cap, window,
+                        D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, False)  # fmt: skip
+    acc, l, m = _attend(acc, l, m, q, K, V, full_end, end, place, lo, hi, S, kt, vt, scale, cap, window,
+                        D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+    out = acc / tl.where(l == 0, 1.0, l)[:, None]
+    d = tl.arange(0, WIDE)[None, :]
+    at = Out + ((b * T + row[:, None]) * H + h) * D + d
+    tl.store(at, narrow(out, Out.dtype.element_ty), (row < T)[:, None] & (d < D))
+    tl.store(Lse + (b * H + h) * T + row, (m + tl.log2(l)) / LOG2E, row < T)
+
+
+# ---------------------------------------------------------------- Triton: backward
+
+
+@jit(lengths=("T",))
+def _delta(Out, Do, Dlse, Delta, T, H: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr,
+           DLSE: tl.constexpr):  # fmt: skip
+    """Σ_d dout · out for every query and head, less the gradient of its log-sum-exp."""
+    row, h, b = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    d = tl.arange(0, WIDE)[None, :]
+    at = ((b * T + row[:, None]) * H + h) * D + d
+    inside = (row < T)[:, None] & (d < D)
+    out = tl.load(Out + at, inside, other=0.0).to(tl.float32)
+    delta = tl.sum(out * tl.load(Do + at, inside, other=0.0).to(tl.float32), 1)
+    flat = (b * H + h) * T + row
+    if DLSE:
+        delta -= tl.load(Dlse + flat, row < T, other=0.0)
+    tl.store(Delta + flat, delta, row < T)
+
+
+@jit
+def _weights(q, k, lse, scale, cap, CAP: tl.constexpr):
+    """exp(score − lse) [BM, BN] and what the soft cap makes of a score's gradient. lse: [BM, 1], in powers of 2."""
+    s, factor = _scores(q, k, scale, cap, CAP)
+    return tl.exp2(s * factor - lse), 1 - s * s if CAP else s
+
+
+@jit
+def _into_query(
+    dq, q, do, lse, delta, K, V, start, end, place, lo, hi, S, kt, vt, scale, cap, window,
+    D: tl.constexpr, WIDE: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    for j in tl.range(start, end, BN):
+        k = _tile(K, j, S, kt, BN, D, WIDE, MASK)
+        v = _tile(V, j, S, vt, BN, D, WIDE, MASK)
+        p, slope = _weights(q, k, lse[:, None], scale, cap, CAP)
+        if MASK:
+            key = j + tl.arange(0, BN)
+            seen = _sees(place[:, None], key[None, :], lo[:, None], hi[:, None], S, window, CAUSAL, RANGES, WINDOW)
+            p = tl.where(seen, p, 0.0)
+        ds = p * (dot(do, tl.trans(v)) - delta[:, None])
+        if CAP:
+            ds *= slope
+        dq += dot(narrow(ds, k.dtype), k)
+    return dq
+
+
+@jit(lengths=("T", "S", "window"))
+def _backward_query(
+    Q, K, V, Do, Lse, Delta, Dq, Lo, Hi, T, S, window, scale, cap, qb, qt, qh, kb, kt, kh, vb, vt, vh,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM
+    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    Q, K, V = Q + b * qb + h * qh, K + b * kb + h // G * kh, V + b * vb + h // G * vh
+    row = m0 + tl.arange(0, BM)
+    place = tl.where(row < T, row + tl.maximum(S - T, 0), -1)
+    lo, hi = place, place
+    if RANGES:
+        lo = tl.load(Lo + b * T + row, row < T, other=0)
+        if not CAUSAL:
+            hi = tl.load(Hi + b * T + row, row < T, other=0)
+    begin, full, full_end, end = _key_range(m0, place, lo, hi, S, window, BM, BN, CAUSAL, RANGES, WINDOW)
+    q = _tile(Q, m0, T, qt, BM, D, WIDE, True)
+    do = _tile(Do + (b * T * H + h) * D, m0, T, H * D, BM, D, WIDE, True)
+    lse = tl.load(Lse + (b * H + h) * T + row, row < T, other=0.0) * LOG2E
+    delta = tl.load(Delta + (b * H + h) * T + row, row < T, other=0.0)
+    dq = tl.zeros((BM, WIDE), tl.float32)
+    if RANGES or WINDOW:
+        dq = _into_query(dq, q, do, lse, delta, K, V, begin, full, place, lo, hi, S, kt, vt, scale, cap, window,
+                         D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+    dq = _into_query(dq, q, do, lse, delta, K, V, full, full_end, place, lo, hi, S, kt, vt, scale, cap, window,
+                     D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, False)  # fmt: skip
+    dq = _into_query(dq, q, do, lse, delta, K, V, full_end, end, place, lo, hi, S, kt, vt, scale, cap, window,
+                     D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+    d = tl.arange(0, WIDE)[None, :]
+    at = Dq + ((b * T + row[:, None]) * H + h) * D + d
+    tl.store(at, narrow(dq * scale, Dq.dtype.element_ty), (row < T)[:, None] & (d < D))
+
+
+@jit
+def _into_key(
+    dk, dv, k, v, Q, Do, Lse, Delta, Lo, Hi, start, end, n0, T, S, qt, scale, cap, window,
+    H: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    key = n0 + tl.arange(0, BN)
+    for i in tl.range(start, end, BM):
+        row = i + tl.arange(0, BM)
+        q = _tile(Q, i, T, qt, BM, D, WIDE, MASK)
+        do = _tile(Do, i, T, H * D, BM, D, WIDE, MASK)
+        lse = tl.load(Lse + row, row < T, other=0.0) * LOG2E
+        delta = tl.load(Delta + row, row < T, other=0.0)
+        p, slope = _weights(k, q, lse[None, :], scale, cap, CAP)  # transposed: [BN, BM]
+        if MASK:
+            place = tl.where(row < T, row + tl.maximum(S - T, 0), -1)
+            lo, hi = place, place
+            if RANGES:
+                lo = tl.load(Lo + row, row < T, other=0)
+                if not CAUSAL:
+                    hi = tl.load(Hi + row, row < T, other=0)
+            seen = _sees(place[None, :], key[:, None], lo[None, :], hi[None, :], S, window, CAUSAL, RANGES, WINDOW)
+            p = tl.where(seen, p, 0.0)
+        dv += dot(narrow(p, do.dtype), do)
+        ds = p * (dot(v, tl.trans(do)) - delta[None, :])
+        if CAP:
+            ds *= slope
+        dk += dot(narrow(ds, q.dtype), q)
+    return dk, dv
+
+
+@jit(lengths=("T", "S", "window"))
+def _backward_key(
+    Q, K, V, Do, Lse, Delta, Dk, Dv, Lo, Hi, T, S, window, scale, cap, qb, qt, qh, kb, kt, kh, vb, vt, vh,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
+    n0, kv, b = tl.program_id(0) * BN, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    key = n0 + tl.arange(0, BN)
+    last = tl.minimum(n0 + BN, S) - 1
+    # The queries that see some key of the tile, and among them those that see all its keys; places minus (S − T).
+    begin, full, full_end, end = 0, 0, T, T
+    if CAUSAL:
+        begin, full = tl.maximum(n0 - (S - T), 0), tl.maximum(last - (S - T), 0)
+    if WINDOW:
+        full_end, end = tl.minimum(T, n0 - (S - T) + window), tl.minimum(T, last - (S - T) + window)
+        if not CAUSAL:
+            begin = tl.maximum(begin, n0 - (S - T) - window + 1)
+            full = tl.maximum(full, last - (S - T) - window + 1)
+    if RANGES:
+        hi = tl.load(Hi + b * S + key, key < S, other=0)
+        end = tl.minimum(end, tl.max(hi, 0))
+        full_end = tl.minimum(full_end, tl.min(tl.where(key < S, hi, T), 0))
+        if not CAUSAL:
+            lo = tl.load(Lo + b * S + key, key < S, other=T)
+            begin = tl.maximum(begin, tl.min(lo, 0))
+            full = tl.maximum(full, tl.max(tl.where(key < S, lo, 0), 0))
+    begin = begin // BM * BM
+    full = tl.maximum((full + BM - 1) // BM * BM, begin)
+    full = tl.minimum(full, tl.maximum((end + BM - 1) // BM * BM, begin))
+    full_end = tl.maximum(full, tl.maximum(full_end, 0) // BM * BM)
+
+    K, V, Lo, Hi = K + b * kb + kv * kh, V + b * vb + kv * vh, Lo + b * T, Hi + b * T
+    k, v = _tile(K, n0, S, kt, BN, D, WIDE, True), _tile(V, n0, S, vt, BN, D, WIDE, True)
+    dk, dv = tl.zeros((BN, WIDE), tl.float32), tl.zeros((BN, WIDE), tl.float32)
+    for g in range(G):
+        h = kv * G + g
+        q, do = Q + b * qb + h * qh, Do + (b * T * H + h) * D
+        lse, delta = Lse + (b * H + h) * T, Delta + (b * H + h) * T
+        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, begin, full, n0, T, S, qt, scale, cap, window,
+                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, full, full_end, n0, T, S, qt, scale, cap, window,
+                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, False)  # fmt: skip
+        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, full_end, end, n0, T, S, qt, scale, cap, window,
+                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
+    d = tl.arange(0, WIDE)[None, :]
+    at = ((b * S + key[:, None]) * (H // G) + kv) * D + d
+    inside = (key < S)[:, None] & (d < D)
+    tl.store(Dk + at, narrow(dk * scale, Dk.dtype.element_ty), inside)
+    tl.store(Dv + at, narrow(dv, Dv.dtype.element_ty), inside)
+
+
+# ---------------------------------------------------------------- settings and launches
+
+
+def settings(head_dim: int, itemsize: int, chip: int, part: str) -> dict[str, int]:
+    """Tile sizes, warps and stages of "forward", "query" and "key" for a chip.
+
+    What bounds them: a thread has 255 registers, of which the accumulators take ROWS·D/threads each; and a chip has
+    99 KB of shared memory for a block (8.6, 8.9, 12.0) or 163 KB and more, which hold the tiles in flight.
+    """
+    wide, small = max(16, power(head_dim)), chip in (86, 89, 120)
+    if itemsize == 4:
+        BM, BN = (64, 32) if wide <= 64 else (32, 32) if wide <= 128 else (16, 16)
+        return {"BM": BM, "BN": BN, "num_warps": 4, "num_stages": 1 if wide > 64 or small else 2}
+    if part == "forward":
+        BM, BN = (128, 64) if wide <= 128 else (64, 32) if small else (128, 64)
+        stages = 2 if small or wide > 128 else 3
+        return {
+            "BM": BM,
+            "BN": BN,
+            "num_warps": 8 if wide >= 128 and not (small and wide > 128) else 4,
+            "num_stages": stages,
+        }
+    large = 128 if wide <= 128 and not small else 64
+    tiles = {"BM": large, "BN": 64} if part == "query" else {"BM": 64, "BN": large}
+    if wide > 128:
+        tiles = {"BM": 64, "BN": 32} if part == "query" else {"BM": 32, "BN": 64}
+    return {**tiles, "num_warps": 8 if wide >= 128 else 4, "num_stages": 1 if small or wide > 128 else 2}
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lo: Tensor | None, hi: Tensor | None, window: int,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """q [B, T, H, D], k and v [B, S, K, D] with components side by side; lo, hi int32; see `_ranges`."""
+        B, T, H, D = q.shape
+        S, K = k.shape[1:3]
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device)
+        lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+        ctx.numbers = (T, S, window, options["scale"], options["cap"])
+        ctx.shape = {"H": H, "G": H // K, "D": D, "WIDE": max(16, power(D)), "CAUSAL": options["causal"]}
+        ctx.shape |= {"RANGES": lo is not None, "WINDOW": window > 0, "CAP": options["cap"] > 0}
+        s = settings(D, q.element_size(), arch(), "forward")
+        tables = (q, q) if lo is None else (lo, hi)
+        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+        grid = (-(-T // s["BM"]), H, B)
+        launch(_forward, grid, q, k, v, out, lse, *tables, *ctx.numbers, *strides, **ctx.shape, **s)
+        ctx.save_for_backward(q, k, v, out, lse, lo, hi)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, lo, hi = ctx.saved_tensors
+        (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
+        do, dlse = gradients[0].contiguous(), gradients[1].contiguous()
+        delta = torch.empty_like(lse)
+        wide = ctx.shape["WIDE"]
+        delta_grid = (-(-T // 64), H, B)
+        launch(_delta, delta_grid, out, do, dlse, delta, T, H=H, D=D, WIDE=wide, BM=64, DLSE=True, num_warps=4)
+        dq = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device)
+        dk, dv = (torch.empty(B, S, K, D, dtype=q.dtype, device=q.device) for _ in range(2))
+        tables = (q, q) if lo is None else (lo, hi)
+        common = (*tables, *ctx.numbers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+        s = settings(D, q.element_size(), arch(), "key")
+        launch(_backward_key, (-(-S // s["BN"]), K, B), q, k, v, do, lse, delta, dk, dv, *common, **ctx.shape, **s)
+        s = settings(D, q.element_size(), arch(), "query")
+        launch(_backward_query, (-(-T // s["BM"]), H, B), q, k, v, do, lse, delta, dq, *common, **ctx.shape, **s)
+        return dq, dk, dv, None, None, None, None
+
+
+def trial(tokens: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = EXAMPLE["head_dim"]) -> None:
+    """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
+    shapes = [(1, tokens, EXAMPLE[heads], head_dim) for heads in ("heads", "key_heads", "key_heads")]
+    options = {"scale": 0.1, "cap": 0.0, "causal": True}
+    for first in (None, torch.zeros(1, tokens, dtype=torch.int32)):
+        q, k, v = (torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+        out, lse = _TritonAttention.apply(q, k, v, first, first, 0, options)  # pyright: ignore[reportGeneralTypeIssues]
+        torch.autograd.backward([out, lse], [out, lse])
+
+
+# ---------------------------------------------------------------- public
+
+
+def _ranges(
+    T: int, S: int, first_BT: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """The first key of each query, int32 [B, T], and the end of the queries that see a key [B, S].
+
+    For documents (T = S) these are the document's ends for both: full attention reads them so.
+    """
+    if cu_seqlens is not None:
+        ends = cu_seqlens.to(device=device, dtype=torch.int64)
+        document = torch.bucketize(torch.arange(T, device=device), ends, right=True)
+        return ends[document - 1].int()[None], ends[document].int()[None]
+    if first_BT is None:
+        return None
+    key = torch.arange(S, device=device).expand(len(first_BT), S).contiguous()
+    end_BS = torch.searchsorted(first_BT.contiguous().to(key.dtype), key, right=True)
+    return first_BT.int().contiguous(), end_BS.int()
+
+
+def _mask(
+    q: Tensor, S: int, causal: bool, window: int | None, first_BT: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor | None:
+    """What `_ranges` means, as a bool tensor [B or 1, T, S] for PyTorch; None where no mask is needed."""
+    T, device = q.shape[1], q.device
+    if window is None and first_BT is None and cu_seqlens is None and (T == S or T == 1 or not causal):
+        return None
+    place, key = torch.arange(T, device=device)[:, None] + (S - T), torch.arange(S, device=device)
+    mask_BTS = ((key <= place) if causal else torch.ones(T, S, dtype=torch.bool, device=device))[None]
+    if window is not None:
+        mask_BTS = mask_BTS & (key > place - window) & (key < place + window)
+    ranges = _ranges(T, S, first_BT, cu_seqlens, device)
+    if ranges is not None:
+        mask_BTS = mask_BTS & (key >= ranges[0][:, :, None])
+        if not causal:
+            mask_BTS = mask_BTS & (key < ranges[1][:, :, None])
+    return mask_BTS
+
+
+def attention(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    mask_BTS: Tensor | None = None,
+    *,
+    causal: bool = True,
+    first_BT: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    impl: Impl = "auto",
+) -> Any:
     """Attention of the queries [B, T, H, D] over keys and values [B, S, K, D]; returns [B, T, H, D].
 
-    `mask_BTS` (bool, [B or 1, T, S]) says which keys a query sees, at least one each; None means causal. Raises
-    ValueError for shapes that do not fit.
+    What a query sees: all keys up to its own place (`causal`; the queries are the last T of the S keys) or all keys;
+    of them those from `first_BT` on (integers [B, T] that never fall along a row); those of its own document, where one
+    row (B = 1) holds documents from cu_seqlens[i] to cu_seqlens[i+1]; those less than `window` places away. Or what
+    `mask_BTS` (bool, [B or 1, T, S], True at least once a row) says, instead of all these: then PyTorch does the work.
+
+    `scale` is 1/√D unless given. With return_lse also the log-sum-exp of each query's scores, float32 [B, H, T]. The
+    gradients are the same bits every time. Raises ValueError for what does not fit.
     """
-    B, T, H, D = q_BTHD.shape
-    S, K = k_BSKD.shape[1:3]
-    if k_BSKD.shape != v_BSKD.shape or k_BSKD.shape != (B, S, K, D) or H % K or S < T:
-        raise ValueError(
-            f"attention: q has shape {tuple(q_BTHD.shape)}, so k and v must be [{B}, S ≥ {T}, a divisor of {H}, {D}]; "
-            f"found k {tuple(k_BSKD.shape)}, v {tuple(v_BSKD.shape)}"
+    _check(q_BTHD, k_BSKD, v_BSKD, causal, mask_BTS, first_BT, cu_seqlens, window, soft_cap, scale)
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    scale = q_BTHD.shape[-1] ** -0.5 if scale is None else scale
+    if mask_BTS is None and use_triton("attention", impl, q_BTHD):
+        _check_kernel(q_BTHD, k_BSKD, v_BSKD)
+        lo, hi = _ranges(T, S, first_BT, cu_seqlens, q_BTHD.device) or (None, None)
+        options = {"scale": scale, "cap": soft_cap or 0.0, "causal": causal}
+        out: Any = _TritonAttention.apply(q_BTHD, k_BSKD, v_BSKD, lo, hi, window or 0, options)
+        return out if return_lse else out[0]
+    if mask_BTS is not None and impl == "triton":
+        raise LaunchError(
+            "attention: the kernel takes no mask_BTS; say what is seen by first_BT, cu_seqlens and window"
         )
-    if mask_BTS is None and 1 < T < S:
-        mask_BTS = visible(torch.zeros(1, T, dtype=torch.int64, device=q_BTHD.device), S)
+    if mask_BTS is None:
+        mask_BTS = _mask(q_BTHD, S, causal, window, first_BT, cu_seqlens)
+        causal = causal and mask_BTS is None and T > 1
+    else:
+        causal = False
+    if soft_cap is not None or return_lse:
+        if mask_BTS is None and not causal:
+            mask_BTS = torch.ones(1, T, S, dtype=torch.bool, device=q_BTHD.device)
+        options = {"scale": scale, "soft_cap": soft_cap, "return_lse": return_lse}
+        return attention_reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, **options)
     return F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BSKD.transpose(1, 2),
         v_BSKD.transpose(1, 2),
         attn_mask=None if mask_BTS is None else mask_BTS[:, None],
-        is_causal=mask_BTS is None and T > 1,
-        enable_gqa=H != K,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
     ).transpose(1, 2)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, first: Tensor | None, cu_seqlens: Tensor | None,
+    window: int | None, soft_cap: float | None, scale: float | None,
+) -> None:  # fmt: skip
+    """Raises ValueError, naming the argument, for what does not fit together."""
+    (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
+    if k.shape != v.shape or k.shape != (B, S, K, D) or H % K or (causal and S < T):
+        raise ValueError(
+            f"attention: q has shape {tuple(q.shape)}, so k and v must be [{B}, S{f' ≥ {T}' if causal else ''}, "
+            f"a divisor of {H}, {D}]; found k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+    if mask is not None and not (first is None and cu_seqlens is None and window is None):
+        raise ValueError("attention: mask_BTS stands instead of first_BT, cu_seqlens and window; give one or the other")
+    if first is not None and (cu_seqlens is not None or not causal or first.shape not in ((B, T), (1, T))):
+        raise ValueError(
+            f"attention: first_BT must be [{B}, {T}] with causal=True and no cu_seqlens; found {tuple(first.shape)}"
+        )
+    for name, value in (("window", window), ("soft_cap", soft_cap), ("scale", scale)):
+        if value is not None and not value > 0:
+            raise ValueError(f"attention: {name} is {value}; it must be more than 0")
+    if window is not None and not causal and S != T:
+        raise ValueError(f"attention: a window without causal=True needs as many keys as queries; found {S} and {T}")
+    if cu_seqlens is not None:
+        ends = cu_seqlens.tolist()
+        rises = all(a < b for a, b in pairwise(ends))
+        if B != 1 or T != S or len(ends) < 2 or ends[0] != 0 or ends[-1] != T or not rises:
+            raise ValueError(
+                f"attention: cu_seqlens must rise from 0 to the number of tokens in one row (B = 1, {T} queries, {S} "
+                f"keys); found {str(ends)[:60]}"
+            )
+
+
+def _check_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """What the Triton kernels can take."""
+    check_floats("attention", q=q, k=k, v=v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise LaunchError(f"attention: q is {q.dtype}, k is {k.dtype}, v is {v.dtype}; they must be equal")
+    if not 1 <= q.shape[-1] <= 256:
+        raise LaunchError(f"attention: head_dim is {q.shape[-1]}; the kernel takes 1 to 256, impl='torch' any")

@@ -27,8 +27,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["INTERPRETED", "Impl", "LaunchError", "arch", "check_floats", "dot", "jit", "launch", "multiprocessors"]
-__all__ += ["narrow", "power", "tl", "use_triton"]
+__all__ = [
+    "INTERPRETED",
+    "Impl",
+    "LaunchError",
+    "arch",
+    "check_floats",
+    "constant",
+    "dot",
+    "jit",
+    "launch",
+    "multiprocessors",
+    "narrow",
+    "power",
+    "tl",
+    "use_triton",
+]
 
 
 def _optional(module: str) -> Any:
@@ -65,8 +79,12 @@ def jit(kernel: Any = None, *, lengths: tuple[str, ...] = ()) -> Any:
     return kernel if triton is None else triton.jit(kernel, do_not_specialize=list(lengths))
 
 
-# A kernel may read globals only if they are constexpr.
-WIDE_DOT: Any = INTERPRETED if triton is None else triton.language.constexpr(INTERPRETED)
+def constant(value: Any) -> Any:
+    """A global number that kernels may read."""
+    return value if triton is None else triton.language.constexpr(value)
+
+
+WIDE_DOT = constant(INTERPRETED)
 
 
 @jit

@@ -10,6 +10,15 @@ So loss *and* gradients come from one pass and nothing is computed twice (the id
 arXiv:2411.09009; recomputing the logits in the backward pass instead costs 15% of a training step on a CPU). The
 gradients are made for an incoming gradient of 1, and scaled when the real one arrives.
 
+Losses of single rows (reduction "none", and `linear_log_probs` for preference tuning) get their gradient later and
+different for each row; dW then needs the logits again, and the backward pass makes them block by block.
+
+On a card the products are cuBLAS's, and the step from logits to loss and dz is cross_entropy.py's kernels, in place.
+What is held beside the gradients is one block of logits: about 1/32 of them all, at least 128 rows, so that the
+products stay large. dW is added up block by block in its own dtype, each product and sum rounded once.
+
+Label smoothing, z-loss and weights are those of cross_entropy.py.
+
 Rows without a label (−100, as everywhere in the field) are left out before the first product: in chat tuning, where
 only the assistant's words are learned, most of the work of this layer falls away.
 
@@ -21,53 +30,104 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORE", "linear_cross_entropy", "linear_cross_entropy_reference"]
+from luthier.kernels.cross_entropy import (
+    IGNORE,
+    Reduction,
+    check_labels,
+    cross_entropy_reference,
+    reduce,
+    row_losses,
+    row_slopes,
+)
+from luthier.kernels.launch import Impl, LaunchError, check_floats, use_triton
 
-IGNORE = -100
+__all__ = ["IGNORE", "cost", "linear_cross_entropy", "linear_cross_entropy_reference", "linear_log_probs"]
+
 BLOCK_NUMBERS = 2**21  # logits in a block: 8 MB of float32, 512 rows at V = 4096; flat from 256 to 4096 rows there
+EXAMPLE = {"rows": 8192, "columns": 4096, "vocabulary": 128256}
 
 
-def linear_cross_entropy_reference(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The sum of −log p over the labels that are not −100. x: [N, C], weight: [V, C], labels: [N]."""
-    return F.cross_entropy(x @ weight.T, labels, ignore_index=IGNORE, reduction="sum")
+def linear_cross_entropy_reference(
+    x: Tensor, weight: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
+    """The sum of the losses over the labels that are not −100. x: [N, C], weight: [V, C], labels: [N]."""
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    return cross_entropy_reference(x @ weight.T, labels, **options).sum()
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        """x [N, C], weight [V, C] and labels [N], every one of them a class."""
-        rows = max(1, BLOCK_NUMBERS // weight.shape[0])
-        need_x, need_weight = ctx.needs_input_grad[:2]
-        dx = torch.empty_like(x) if need_x else None
-        dW = torch.zeros_like(weight) if need_weight else None
-        loss = x.new_zeros((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        for start in range(0, x.shape[0], rows):
-            block = slice(start, start + rows)
-            x_b, labels_b = x[block], labels[block, None]
-            z = _wide(x_b @ weight.T)
-            of_label = z.gather(1, labels_b)
-            top = z.amax(1, keepdim=True)
-            total = z.sub_(top).exp_().sum(1, keepdim=True)
-            loss += (total.log() + top - of_label).sum()
-            if dx is None and dW is None:
-                continue
-            dz = z.div_(total).scatter_add_(1, labels_b, z.new_full((), -1).expand_as(labels_b)).to(x.dtype)
-            if dx is not None:
-                torch.mm(dz, weight, out=dx[block])
-            if dW is not None:
-                dW.addmm_(dz.T, x_b)
-        ctx.save_for_backward(dx, dW)
-        return loss
+def cost(rows: int, columns: int, vocabulary: int, itemsize: int) -> dict[str, tuple[int, int]]:
+    """Bytes that must cross the card's memory and operations, forward and backward (all of it is done forward).
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        (scale,) = gradients
-        dx, dW = ctx.saved_tensors
-        return None if dx is None else dx * scale.to(dx.dtype), None if dW is None else dW * scale.to(dW.dtype), None
+    Logits are written once and read twice, dz written once and read twice.
+    """
+    product = 2 * rows * columns * vocabulary
+    numbers = rows * columns + vocabulary * columns
+    return {"forward and backward": ((3 * numbers + 6 * rows * vocabulary) * itemsize, 3 * product)}
+
+
+# ---------------------------------------------------------------- a block of rows
+
+
+def _slopes(z: Tensor, labels: Tensor, factor: Tensor | None, options: Any, need: bool) -> tuple[Tensor, Tensor | None]:
+    """PyTorch: the losses of a block of logits z, and dz (times factor [n]) in z's memory if it is needed."""
+    smoothing, z_loss = options
+    z, labels = _wide(z), labels[:, None]
+    of_label = z.gather(1, labels)
+    mean = z.mean(1, keepdim=True) if smoothing else 0.0
+    top = z.amax(1, keepdim=True)
+    total = z.sub_(top).exp_().sum(1, keepdim=True)
+    lse = total.log() + top
+    loss = (lse - (1 - smoothing) * of_label - smoothing * mean + z_loss * lse**2)[:, 0]
+    if not need:
+        return loss, None
+    z.div_(total if not z_loss else total / (1 + 2 * z_loss * lse))
+    z.scatter_add_(1, labels, z.new_full((), smoothing - 1).expand_as(labels))
+    if smoothing:
+        z.sub_(smoothing / z.shape[1])
+    return loss, z if factor is None else z.mul_(factor[:, None])
+
+
+def _slopes_on_card(
+    z: Tensor, labels: Tensor, factor: Tensor | None, options: Any, need: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same by Triton."""
+    loss, lse = row_losses(z, labels, *options)
+    if not need:
+        return loss, None
+    factor = torch.ones_like(loss) if factor is None else factor.float().contiguous()
+    return loss, row_slopes(z, z, labels, lse, factor, *options)
+
+
+def _blocks(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    factor: Tensor | None,
+    need: tuple[bool, bool],
+    triton: bool,
+    options: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss of each row, and the gradients of Σ factor·loss for x and weight where they are needed."""
+    N, V = len(x), len(weight)
+    rows = max(128, -(-N // 32)) if triton else max(1, BLOCK_NUMBERS // V)
+    dx = torch.empty_like(x) if need[0] else None
+    dW = torch.zeros_like(weight) if need[1] else None
+    loss = x.new_empty(N, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    for start in range(0, N, rows):
+        block = slice(start, start + rows)
+        given = None if factor is None else factor[block]
+        step = _slopes_on_card if triton else _slopes
+        loss[block], dz = step(x[block] @ weight.T, labels[block], given, options, any(need))
+        if dz is None:
+            continue
+        dz = dz.to(x.dtype)
+        if dx is not None:
+            torch.mm(dz, weight, out=dx[block])
+        if dW is not None:
+            dW.addmm_(dz.T, x[block])
+    return loss, dx, dW
 
 
 def _wide(z: Tensor) -> Tensor:
@@ -75,11 +135,70 @@ def _wide(z: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of −log p in nats over the labelled rows (float32, float64 for float64), and the number of labels (int64).
+class _Sum(torch.autograd.Function):
+    """Σ weights·loss. x [N, C], weight [V, C] and labels [N], every one of them a class."""
 
-    x: [..., C], weight: [V, C], labels: [...] int64, −100 where there is none. With no label at all the loss is zero
-    and so are the gradients. Raises ValueError for shapes that do not fit and labels outside the vocabulary.
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None, triton: bool, options: Any
+    ) -> Tensor:
+        loss, dx, dW = _blocks(x, weight, labels, weights, ctx.needs_input_grad[:2], triton, options)
+        ctx.save_for_backward(dx, dW)
+        return (loss if weights is None else loss * weights).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (scale,) = gradients
+        dx, dW = (None if d is None else d * scale.to(d.dtype) for d in ctx.saved_tensors)
+        return dx, dW, None, None, None, None
+
+
+class _EachRow(torch.autograd.Function):
+    """The loss of each row [N]; the logits are made again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, triton: bool, options: Any) -> Tensor:
+        ctx.save_for_backward(x, weight, labels)
+        ctx.how = (triton, options)
+        return _blocks(x, weight, labels, None, (False, False), triton, options)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (x, weight, labels), (triton, options) = ctx.saved_tensors, ctx.how
+        _, dx, dW = _blocks(x, weight, labels, gradients[0], ctx.needs_input_grad[:2], triton, options)
+        return dx, dW, None, None, None
+
+
+def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
+    x = torch.zeros(tokens, 16, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(EXAMPLE["vocabulary"] // 64, 16, dtype=dtype, requires_grad=True)
+    loss: Any = _Sum.apply(x, weight, torch.zeros(tokens, dtype=torch.int64), None, True, (0.1, 1e-4))
+    loss.backward()
+
+
+# ---------------------------------------------------------------- public
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: Reduction = "sum",
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy in nats over the labelled rows (float32, float64 for float64), and the number of labels (int64).
+
+    x: [..., C], weight: [V, C], labels: [...] int64, −100 where there is none; `weights` [...] counts each token. The
+    loss is added ("sum", zero with no label at all, and so are the gradients), their mean over the sum of the weights
+    of labelled tokens ("mean"), or each token's [...] ("none", 0 without a label). Raises ValueError for shapes that do
+    not fit and labels outside the vocabulary.
     """
     V, C = weight.shape
     if x.shape[-1] != C or labels.shape != x.shape[:-1]:
@@ -87,12 +206,28 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
             f"linear_cross_entropy: weight has shape {(V, C)}, so x must be [..., {C}] and labels [...]; "
             f"found x {tuple(x.shape)}, labels {tuple(labels.shape)}"
         )
-    x, labels = x.reshape(-1, C), labels.reshape(-1)
-    labelled = (labels != IGNORE).nonzero()[:, 0]
-    if len(labelled) < len(labels):
-        x, labels = x[labelled], labels[labelled]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < V:
-        wrong = labels[(labels < 0) | (labels >= V)][0]
-        raise ValueError(f"linear_cross_entropy: label {int(wrong)} is outside the vocabulary of {V}; −100 means none")
-    loss: Any = _LinearCrossEntropy.apply(x, weight, labels)
-    return loss, torch.tensor(len(labels), device=x.device)
+    check_labels("linear_cross_entropy", x.shape, labels, V, weights, label_smoothing, reduction)
+    triton = use_triton("linear_cross_entropy", impl, x)
+    if triton:
+        check_floats("linear_cross_entropy", x=x, weight=weight)
+        if x.dtype != weight.dtype:
+            raise LaunchError(f"linear_cross_entropy: x is {x.dtype}, weight is {weight.dtype}; they must be equal")
+    x, flat, options = x.reshape(-1, C), labels.reshape(-1), (label_smoothing, z_loss)
+    labelled = (flat != IGNORE).nonzero()[:, 0]
+    some = len(labelled) < len(flat)
+    x_l, labels_l = (x[labelled], flat[labelled]) if some else (x, flat)
+    count = torch.tensor(len(labelled), device=x.device)
+    if reduction == "none":
+        loss: Any = _EachRow.apply(x_l, weight, labels_l, triton, options)
+        loss = loss.new_zeros(len(flat)).index_put((labelled,), loss) if some else loss
+        return reduce(loss.view(labels.shape), labels, weights, "none"), count
+    w = None if weights is None else weights.detach().reshape(-1)[labelled] if some else weights.detach().reshape(-1)
+    loss = _Sum.apply(x_l, weight, labels_l, w, triton, options)
+    if reduction == "mean":
+        loss = loss / (count if w is None else w.sum())
+    return loss, count
+
+
+def linear_log_probs(x: Tensor, weight: Tensor, labels: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """log p of each label [...] under the logits x·Wᵀ, which are never held whole; 0 where there is no label."""
+    return -linear_cross_entropy(x, weight, labels, reduction="none", impl=impl)[0]

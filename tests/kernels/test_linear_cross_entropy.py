@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from luthier.kernels.cross_entropy import cross_entropy_reference, reduce
+from luthier.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    linear_log_probs,
+)
 
 
 @pytest.mark.parametrize(("N", "C", "V"), [(1, 1, 1), (63, 16, 123), (781, 24, 1823), (0, 8, 10)])
@@ -72,3 +77,83 @@ def test_derivatives(random: Callable[..., Tensor]) -> None:
 def test_wrong_arguments_are_named(C: int, label: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         linear_cross_entropy(torch.ones(2, C), torch.ones(5, 4), torch.tensor([0, label]))
+
+
+def some_labels(N: int, V: int, labelled: float = 0.7) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, V, (N,), generator=generator)
+    labels[torch.rand(N, generator=generator) >= labelled] = -100
+    return labels
+
+
+EVERYTHING: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.01},
+    {"label_smoothing": 0.2, "z_loss": 0.01, "reduction": "mean", "weighted": True},
+    {"reduction": "none"},
+    {"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.02, "weighted": True},
+]
+
+
+def both(options: dict[str, Any], labels: Tensor, **how: Any) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Ours and the plain formula with the same options."""
+    kept = dict(options)
+    weights = torch.rand(len(labels), generator=torch.Generator().manual_seed(1)) if kept.pop("weighted", 0) else None
+    weights = None if weights is None else weights.to(labels.device)
+    reduction = kept.pop("reduction", "sum")
+
+    def ours(x: Tensor, w: Tensor) -> Tensor:
+        return linear_cross_entropy(x, w, labels, weights=weights, reduction=reduction, **kept, **how)[0]
+
+    def plain(x: Tensor, w: Tensor) -> Tensor:
+        loss = cross_entropy_reference(x @ w.T, labels, **kept)
+        return reduce(loss, labels, weights, reduction).to(torch.promote_types(x.dtype, torch.float32))
+
+    return ours, plain
+
+
+@pytest.mark.parametrize("options", EVERYTHING)
+def test_every_option(
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    within_budget: Callable[..., None],
+    random: Callable[..., Tensor],
+) -> None:
+    monkeypatch.setattr("luthier.kernels.linear_cross_entropy.BLOCK_NUMBERS", 100 * 33)
+    within_budget(*both(options, some_labels(130, 33)), [random(130, 8), random(33, 8, seed=1)])
+
+
+def test_log_probs(random: Callable[..., Tensor]) -> None:
+    x, w, labels = random(2, 5, 8), random(11, 8, seed=1), some_labels(10, 11).view(2, 5)
+    expected = (x @ w.T).log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
+    torch.testing.assert_close(linear_log_probs(x, w, labels), expected)
+
+
+# ---------------------------------------------------------------- the Triton kernels, on a card or interpreted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", EVERYTHING)
+def test_triton_every_option(
+    options: dict[str, Any], card: torch.device, within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    labels = some_labels(23, 33).to(card)
+    inputs = [random(23, 8).to(card), random(33, 8, seed=1).to(card)]
+    within_budget(*both(options, labels, impl="triton"), inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("N", "C", "V"), [(1, 1, 1), (9, 16, 4100), (150, 8, 63), (0, 8, 10)])
+def test_triton(
+    N: int,
+    C: int,
+    V: int,
+    dtype: torch.dtype,
+    card: torch.device,
+    within_budget: Callable[..., None],
+    random: Callable[..., Tensor],
+) -> None:
+    inputs = [random(N, C, dtype=dtype).to(card), random(V, C, seed=1, dtype=dtype).to(card)]
+    within_budget(*both({}, some_labels(N, V).to(card), impl="triton"), inputs)
