@@ -178,8 +178,10 @@ def _line(case: str, by_peer: dict[str, Row], peers: Sequence[str]) -> list[Cell
 
 
 def _peer_cell(row: Row | None, best: bool) -> Cell:
-    if row is None or row["theirs"] is None:
-        return Cell("", QUIET)
+    if row is None or (row["theirs"] is None and row["equal"]):
+        return Cell("")
+    if row["theirs"] is None:
+        return Cell("failed ≠", BAD)
     if not row["equal"]:
         return Cell(f"{_number(row['theirs'])} ≠", BAD)
     return Cell(_number(row["theirs"]), "" if best else QUIET)

@@ -93,16 +93,31 @@ def race(
     """Check every tool's result, then time them in turn; `tools` holds "ours" and the peers by name. A metric that ends
     in "/s" is an amount a second; any other is time a unit of work, in the unit it begins with (s, ms, µs).
 
-    A slow tool sits out once it has taken `budget` seconds, after one round at least."""
+    A peer that fails has a row without times that says it is not equal. A slow tool sits out once it has taken `budget`
+    seconds, after one round at least."""
     say(f"  {case}")
-    equal = {name: tool.same is None or bool(tool.same(tool.run()[0])) for name, tool in tools.items()}
-    again = {AGAIN: tools["ours"]} if noise else {}
-    taken = _rounds({**tools, **again}, repeats, budget)
-    values = {
-        name: [_value(metric, tool.amount, seconds) for seconds in taken[name]]
-        for name, tool in {**tools, **again}.items()
-    }
-    return rows_of(case, metric, values, {**equal, AGAIN: True}, group=group, check=check)
+    equal = {name: _same(name, tool) for name, tool in tools.items()}
+    raced = {name: tool for name, tool in tools.items() if equal[name] is not None}
+    if noise:
+        raced[AGAIN] = tools["ours"]
+    taken = _rounds(raced, repeats, budget)
+    values: dict[str, list[float]] = {name: [] for name in tools}
+    for name, tool in raced.items():
+        values[name] = [_value(metric, tool.amount, seconds) for seconds in taken[name]]
+    return rows_of(case, metric, values, {name: bool(e) for name, e in equal.items()}, group=group, check=check)
+
+
+def _same(name: str, tool: Tool) -> bool | None:
+    """Whether the result passes; None for a peer that fails and is not to be timed. When ours fails, all does."""
+    if tool.same is None:
+        return True
+    try:
+        return bool(tool.same(tool.run()[0]))
+    except Exception as error:
+        if name == "ours":
+            raise
+        say(f"  {name} failed: {type(error).__name__}: {error}")
+        return None
 
 
 def _rounds(tools: Mapping[str, Tool], repeats: int, budget: float) -> dict[str, list[float]]:

@@ -315,7 +315,7 @@ def _bpe_openai(vocabulary: Vocabulary) -> Peer | None:
         batch=lambda e, texts, threads: e.encode_ordinary_batch(texts, num_threads=threads),
         count=lambda e, text: len(e.encode_ordinary(text)),
         from_lists=lambda e, ids: e.decode(ids),
-        most=900_000,  # it refuses a million
+        most=60_000,  # it refuses what has more than 200,000 ids
         cache=False,
         loads=False,  # its package keeps what it has loaded
     )

@@ -57,6 +57,20 @@ def test_when_ours_is_wrong_every_row_is():
     assert [row["equal"] for row in race("x", "s", tools, 1)] == [False, False]
 
 
+def test_a_peer_that_fails_is_not_equal_and_the_others_go_on(capsys):
+    tools = {"ours": Tool(lambda: 7), "p": Tool(lambda: 1 // 0), "q": Tool(lambda: 7)}
+    rows = race("x", "s", tools, 1)
+    assert [(row["peer"], row["equal"], row["theirs"] is None) for row in rows] == [
+        ("p", False, True),
+        ("q", True, False),
+        ("ours again", True, False),
+    ]
+    assert "p failed: ZeroDivisionError" in capsys.readouterr().err
+    assert "failed ≠" in report.tables(report.document("b", rows))
+    with pytest.raises(ZeroDivisionError):
+        race("x", "s", {"ours": Tool(lambda: 1 // 0)}, 1)
+
+
 def test_a_slow_tool_sits_out():
     calls = []
     tools = {"ours": Tool(lambda: None), "slow": Tool(lambda: calls.append(1))}
