@@ -18,6 +18,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -150,8 +151,9 @@ def _write(
             split: stack.enter_context(ShardWriter(folder, split, tokenizer.vocab_size, config.max_shard_tokens))
             for split in SPLITS
         }
-        for batch in _batches(placed(texts, config.validation_fraction)):
-            for text, ids in zip(batch, _ids(tokenizer, batch, config.num_threads), strict=True):
+        batches = _batches(placed(texts, config.validation_fraction))
+        for batch, documents in _encoded(tokenizer, batches, config.num_threads or os.cpu_count() or 1):
+            for text, ids in zip(batch, documents, strict=True):
                 writers[text.split].add(ids, text.line)
                 sizes[text.split] += len(text.text.encode())
                 sources.append({"split": text.split, "line": text.line, "name": text.name})
@@ -222,11 +224,27 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield batch
 
 
-def _ids(tokenizer: Tokenizer, batch: Sequence[Text], num_threads: int) -> Iterator[np.ndarray]:
+def _encoded(
+    tokenizer: Tokenizer, batches: Iterable[list[Text]], num_threads: int
+) -> Iterator[tuple[list[Text], Iterator[np.ndarray]]]:
+    """Each batch and the ids of its texts. While one is written, the next is read and encoded."""
+    ends = np.array([tokenizer.eos_id], np.int32)
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: list[tuple[list[Text], Future[tuple[np.ndarray, np.ndarray]]]] = []
+        for batch in batches:
+            waiting.append((batch, ahead.submit(tokenizer.encode_batch, [t.text for t in batch], num_threads)))
+            if len(waiting) > 1:
+                first, future = waiting.pop(0)
+                yield first, _documents(future.result(), ends)
+        for last, future in waiting:
+            yield last, _documents(future.result(), ends)
+
+
+def _documents(encoded: tuple[np.ndarray, np.ndarray], ends: np.ndarray) -> Iterator[np.ndarray]:
     """The ids of each text with the end-of-text id after them."""
-    ids, offsets = tokenizer.encode_batch([text.text for text in batch], num_threads=num_threads or os.cpu_count() or 1)
-    for start, end in pairwise(offsets):
-        yield np.append(ids[start:end], tokenizer.eos_id)
+    ids, offsets = encoded
+    for start, end in pairwise(offsets.tolist()):
+        yield np.concatenate((ids[start:end], ends))
 
 
 def _summary(out: Path) -> EncodeSummary:
