@@ -30,22 +30,22 @@ Ids = npt.NDArray[np.int32]
 
 MOST_IDS: Final = 1 << 20  # a pair of ids and its rank fit into one word
 MOST_SLOTS: Final = 1 << 20  # of the cache of one thread, half of them used: 32 MB and the ids; then it starts afresh
-FIRST_SLOTS: Final = 1 << 14
+FIRST_SLOTS: Final = 1 << 16
 
 
 class Encoder:
     """The tables that encoding needs, and the pieces met so far.
 
     `ids` bytes → id of every token that text can become; `merges` [M, 2] in order of rank and `joined` [M] the id each
-    makes; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say. `ranks` [M]: the order of the
-    merges if it is not theirs; those that make the same id may have the same rank, then the leftmost comes first.
+    makes; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say. `ranks` [M]: the order of
+    the merges if it is not theirs; those that make the same id may have the same rank, then the leftmost comes first.
     """
 
     def __init__(
         self, ids: Mapping[bytes, int], merges: Ids, joined: Ids, *, whole_pieces: bool, ranks: Ids | None = None
     ) -> None:
         self.byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
-        slots = np.full(1 << (2 * len(merges) + 2).bit_length(), FREE, np.uint64)
+        slots = _aligned(8 << (len(merges) // 4).bit_length())
         ranks = np.arange(len(merges), dtype=np.int32) if ranks is None else ranks
         by_rank = np.zeros(int(ranks.max(initial=-1)) + 1, np.int32)
         by_rank[ranks] = joined
@@ -92,7 +92,6 @@ _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper"
 _outer, _inner = njit(**_FAST), njit(**_BARE)
 
 _U = np.uint64
-FREE: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
 NO_RANK: Final = np.uint32(0xFFFFFFFF)
 DONE, NO_ROOM, FULL = range(3)
 INLINE: Final = 15  # bytes of a piece that its key holds
@@ -159,6 +158,32 @@ def _fold(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def _pick(typingctx: Any, slots: Any, i: Any, key: Any) -> Any:
+    """Of the eight words from slots[i] on, the one that is `key` above its lower 20 bits; 0 where none is."""
+    vector = ir.VectorType(ir.IntType(64), 8)
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words = builder.load(_place(context, builder, signature, args, vector))
+        words.align = 64
+        alike = builder.icmp_unsigned(
+            "==", builder.lshr(words, ir.Constant(vector, [20] * 8)), _every(builder, vector, args[2])
+        )
+        kind = ir.FunctionType(ir.IntType(64), [vector])
+        either = get_or_insert_function(builder.module, kind, "llvm.vector.reduce.or.v8i64")
+        return builder.call(either, [builder.and_(words, builder.sext(alike, vector))])
+
+    return types.uint64(slots, i, types.uint64), make
+
+
+def _every(builder: Any, vector: Any, value: Any) -> Any:
+    """A vector of equal values."""
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        first, first, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    )
+
+
+@intrinsic
 def _prefetch(typingctx: Any, slots: Any, i: Any) -> Any:
     """Ask for the line of slots[i]; it arrives while other work is done."""
 
@@ -184,9 +209,7 @@ def _match(typingctx: Any, ranks: Any, i: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [vector])
         least = get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umin.v32i32")
         lowest = builder.call(least, [players])
-        first = builder.insert_element(ir.Constant(vector, ir.Undefined), lowest, ir.Constant(ir.IntType(32), 0))
-        every = builder.shuffle_vector(first, first, ir.Constant(vector, [0] * 32))
-        who = builder.bitcast(builder.icmp_unsigned("==", players, every), ir.IntType(32))
+        who = builder.bitcast(builder.icmp_unsigned("==", players, _every(builder, vector, lowest)), ir.IntType(32))
         place = builder.zext(builder.cttz(who, ir.Constant(ir.IntType(1), 1)), ir.IntType(64))
         return builder.or_(builder.shl(builder.zext(lowest, ir.IntType(64)), ir.Constant(ir.IntType(64), 32)), place)
 
@@ -197,8 +220,8 @@ def _match(typingctx: Any, ranks: Any, i: Any) -> Any:
 
 
 class _Merges(NamedTuple):
-    """What can be joined: `pairs` [left byte << 8 | right byte] → rank; `slots` a hash table for two ids, each
-    left << 40 | right << 20 | rank; `joined` rank → id."""
+    """What can be joined: `pairs` [left byte << 8 | right byte] → rank; `slots` a hash table for two ids, eight to a
+    line of the processor's cache, each left << 40 | right << 20 | rank + 1, 0 where free; `joined` rank → id."""
 
     byte_ids: Ids
     pairs: npt.NDArray[np.uint32]
@@ -207,29 +230,26 @@ class _Merges(NamedTuple):
 
 
 @_inner
-def _merge_slot(slots, left, right):
-    """The slot of a pair, or the free one where it would go."""
-    key = _U(left) << _U(20) | _U(right)
-    mask = _U(len(slots) - 1)
-    s = _fold(key, _U(0x9E3779B97F4A7C15)) & mask
-    while slots[s] != FREE and slots[s] >> _U(20) != key:
-        s = (s + _U(1)) & mask
-    return s
-
-
-@_inner
 def _rank(merges, left, right):
     """The rank of the merge of two ids, NO_RANK where there is none."""
-    found = merges.slots[_merge_slot(merges.slots, left, right)]
-    return NO_RANK if found == FREE else np.uint32(found & _U(0xFFFFF))
+    slots, key = merges.slots, _U(left) << _U(20) | _U(right)
+    s = _fold(key, _U(0x9E3779B97F4A7C15)) & _U(len(slots) - 8)
+    while True:
+        found = _pick(slots, s, key)
+        if found or not slots[s + _U(7)]:
+            return np.uint32((found & _U(0xFFFFF)) - _U(1))
+        s = (s + _U(8)) & _U(len(slots) - 8)
 
 
 @_outer
 def _fill_merges(merges, pairs, ranks):
+    slots = merges.slots
     for k in range(len(pairs)):
-        left, right = pairs[k, 0], pairs[k, 1]
-        key = _U(left) << _U(20) | _U(right)
-        merges.slots[_merge_slot(merges.slots, left, right)] = key << _U(20) | _U(ranks[k])
+        key = _U(pairs[k, 0]) << _U(20) | _U(pairs[k, 1])
+        s = _fold(key, _U(0x9E3779B97F4A7C15)) & _U(len(slots) - 8)
+        while slots[s] and slots[s] >> _U(20) != key:
+            s = (s + _U(1)) & _U(len(slots) - 1)
+        slots[s] = key << _U(20) | _U(ranks[k] + 1)
     for a in range(256):
         for b in range(256):
             if merges.byte_ids[a] >= 0 and merges.byte_ids[b] >= 0:
@@ -253,12 +273,15 @@ class _Words(NamedTuple):
 
 def _words(slots: int, letters: int, ids: int) -> _Words:
     """An empty table. Two slots share a line of the processor's cache, none straddles two."""
-    line = 8 if slots < 1 << 17 else 1 << 18  # large tables begin with a large page of memory
-    memory = np.zeros(4 * slots + line, np.uint64)
+    return _Words(_aligned(4 * slots), np.empty(letters, np.uint8), np.empty(ids, np.int32), np.zeros(3, np.int64))
+
+
+def _aligned(size: int) -> npt.NDArray[np.uint64]:
+    """So many words of 0 that begin with a line of the processor's cache; many begin with a large page of memory."""
+    line = 8 if size < 1 << 18 else 1 << 18
+    memory = np.zeros(size + line, np.uint64)
     first = -(memory.ctypes.data // 8) % line
-    return _Words(
-        memory[first : first + 4 * slots], np.empty(letters, np.uint8), np.empty(ids, np.int32), np.zeros(3, np.int64)
-    )
+    return memory[first : first + size]
 
 
 def _larger(old: _Words) -> _Words:
@@ -354,13 +377,6 @@ def _seek(words, s, first, second, data, i, size):
 
 
 @_inner
-def _find(words, data, i, size):
-    """The same from the start."""
-    first, second = _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
-    return _seek(words, _home(words.slots, first, second), first, second, data, i, size)
-
-
-@_inner
 def _copy_ids(words, s, ids, o):
     """Write the ids of slot s to ids[o:], and perhaps one more; returns where they end."""
     count = np.int64(words.slots[s + 3])
@@ -443,50 +459,71 @@ def _room(size: int) -> _Room:
 
 
 @_inner
-def _fresh(data, i, size, merges, whole, room, ids, o):
+def _fresh(data, i, size, first, second, merges, whole, room, ids, o):
     """Write the ids of a piece that was not met before to ids[o:]; returns where they end."""
     if whole.used[0]:
-        s = _find(whole, data, i, size)
+        s = _seek(whole, _home(whole.slots, first, second), first, second, data, i, size)
         if whole.slots[s + 1]:
             return _copy_ids(whole, s, ids, o)
     _join(data, i, size, merges, room)
-    p = 0
-    while p < size:
+    p = _U(0)
+    while p < _U(size):
         ids[o] = room.ids[p]
         o += 1
-        p = room.after[p]
+        p = _U(room.after[p])
     return o
+
+
+@_inner
+def _split(match):
+    return match >> _U(32), match & _U(31)
+
+
+@_inner
+def _lowest(ranks, last):
+    """What a match says of ranks[:last], one by one: a vector would wait for the ranks that were just written."""
+    rank, p, q = ranks[_U(0)], _U(0), _U(1)
+    while q < last:
+        if ranks[q] < rank:
+            rank, p = ranks[q], q
+        q += _U(1)
+    return _U(rank), p
 
 
 @_inner
 def _join(data, i, size, merges, room):
     """Join the pair of lowest rank, the leftmost of equals, as long as there is one."""
     names, after, before, ranks, levels = room.ids, room.after, room.before, room.ranks, room.levels
-    for p in range(size):
-        names[p] = merges.byte_ids[data[i + p]]
-        after[p], before[p] = p + 1, p - 1
-    for p in range(size - 1):
-        ranks[p] = merges.pairs[np.int64(data[i + p]) << 8 | data[i + p + 1]]
+    one, last = _U(1), _U(size - 1)
+    left = _U(data[i])
+    p = _U(0)
+    while p < last:
+        right = _U(data[_U(i) + p + one])
+        names[p], after[p], before[p] = merges.byte_ids[left], p + one, p - one
+        ranks[p] = merges.pairs[left << _U(8) | right]
+        left, p = right, p + one
+    names[p], after[p], before[p] = merges.byte_ids[left], p + one, p - one
     top = _set_matches(ranks, levels, size)
+    base = _U(levels[top])
     while True:
-        match = _match(ranks, levels[top])
-        rank, p = match >> _U(32), np.int64(match & _U(31))
+        rank, p = _lowest(ranks, last) if size <= 16 else _split(_match(ranks, base))
         if rank == _U(NO_RANK):
             return
         for level in range(top - 1, -1, -1):
-            p = p << 5 | np.int64(_match(ranks, levels[level] + (p << 5)) & _U(31))
-        new, gone, left = merges.joined[rank], after[p], before[p]
-        right = after[gone]
+            p = p << _U(5) | _match(ranks, _U(levels[level]) + (p << _U(5))) & _U(31)
+        gone, prior = _U(after[p]), _U(before[p])
+        right, new = _U(after[gone]), merges.joined[rank]
         names[p], after[p], ranks[gone], ranks[p] = new, right, NO_RANK, NO_RANK
-        if right < size:
+        if p > _U(0):
+            ranks[prior] = _rank(merges, names[prior], new)
+        if right <= last:
             before[right] = p
             ranks[p] = _rank(merges, new, names[right])
-        if left >= 0:
-            ranks[left] = _rank(merges, names[left], new)
         if top:
-            _play_again(ranks, levels, top, np.int64(p))
-            _play_again(ranks, levels, top, np.int64(gone))
-            _play_again(ranks, levels, top, np.int64(max(left, 0)))
+            _play_again(ranks, levels, top, p)
+            _play_again(ranks, levels, top, gone)
+            if p > _U(0):
+                _play_again(ranks, levels, top, prior)
 
 
 @_inner
@@ -510,11 +547,11 @@ def _set_matches(ranks, levels, size):
 def _play_again(ranks, levels, top, p):
     """Place p of the lowest level changed: play its matches again, up to where nothing changes."""
     for level in range(top):
-        p >>= 5
-        lowest = np.uint32(_match(ranks, levels[level] + (p << 5)) >> _U(32))
-        if ranks[levels[level + 1] + p] == lowest:
+        p >>= _U(5)
+        lowest, place = np.uint32(_match(ranks, _U(levels[level]) + (p << _U(5))) >> _U(32)), _U(levels[level + 1]) + p
+        if ranks[place] == lowest:
             return
-        ranks[levels[level + 1] + p] = lowest
+        ranks[place] = lowest
 
 
 # ---------------------------------------------------------------- the loop
@@ -571,7 +608,7 @@ def _encode(data, starts, begins, merges, whole, cache, room, ids, offsets, at):
                             return NO_ROOM
                         if size <= LONGEST and not _has_room(cache, size):
                             return FULL
-                        before, o = o, _fresh(data, i, size, merges, whole, room, ids, o)
+                        before, o = o, _fresh(data, i, size, first, second, merges, whole, room, ids, o)
                         if size <= LONGEST:
                             _remember(cache, t, first, second, data, i, size, ids, before, o - before)
                 i = e

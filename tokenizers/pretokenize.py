@@ -20,6 +20,7 @@ unknown to another tool.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from functools import cache
 from typing import Final
@@ -30,7 +31,17 @@ import regex
 
 from luthier.tokenizers.scan import RULES, ends_of, scan
 
-__all__ = ["PATTERNS", "PatternError", "TextError", "boundaries", "compile_pattern", "cut", "pattern_name", "split", "utf8"]
+__all__ = [
+    "PATTERNS",
+    "PatternError",
+    "TextError",
+    "boundaries",
+    "compile_pattern",
+    "cut",
+    "pattern_name",
+    "split",
+    "utf8",
+]
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _END = r"\s+(?![\s\S])|"  # white space up to the end of the text in one piece
@@ -100,11 +111,27 @@ def split(text: str, pattern: str) -> list[str]:
 
 # ---------------------------------------------------------------- places in the bytes
 
+LONG: Final = 1 << 14  # characters from which on a copy costs more than asking
+
+_as_utf8 = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
+_as_utf8.argtypes, _as_utf8.restype = (ctypes.py_object, ctypes.c_void_p), ctypes.c_void_p
+
 
 def utf8(text: str) -> npt.NDArray[np.uint8]:
-    """The bytes of `text`. Raises TextError for a lone surrogate."""
+    """The bytes of `text`, not to be written to. Raises TextError for a lone surrogate.
+
+    A long text lends its own: CPython holds ASCII as UTF-8 already and keeps other text's UTF-8 once it was asked for.
+    """
     try:
-        return np.frombuffer(text.encode("utf-8"), np.uint8)
+        if len(text) < LONG:
+            return np.frombuffer(text.encode("utf-8"), np.uint8)
+        size = ctypes.c_ssize_t()
+        place = _as_utf8(text, ctypes.byref(size))
+        lent = (ctypes.c_char * size.value).from_address(place)
+        lent.owner = text  # which must stay as long as the array does
+        data = np.frombuffer(lent, np.uint8)
+        data.flags.writeable = False
+        return data
     except UnicodeEncodeError as error:
         raise TextError(
             f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair: not "
