@@ -33,7 +33,7 @@ Units = npt.NDArray[np.uint32]
 
 LEAF: Final = 1 << 31
 HAS_LEAF: Final = 1 << 8
-WINDOW: Final = 16 * 256  # places from the end in which a group of children is tried
+WINDOW: Final = 2 * 256  # places from the end in which a group of children is tried
 
 
 class CharsmapError(ValueError):

@@ -96,6 +96,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerFileError(f"{file} does not exist\nName a tokenizer's or a model's folder, or a tokenizer.json.")
     whole, config = _read_json(file), _read_config(file.parent)
     model = _part(file, whole, "model")
+    if model.get("type") == "Unigram" or model.get("byte_fallback"):
+        from luthier.tokenizers.piece_formats import load_pieces
+
+        return load_pieces(file, whole, config, _template(file.parent, config))  # pyright: ignore[reportReturnType]
     _check_model(file, model)
     vocab: dict[str, int] = _part(file, model, "vocab")
     added = {a["content"]: a for a in whole.get("added_tokens") or []}
@@ -269,6 +273,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     """File name → text of what `save_tokenizer` writes."""
+    if not isinstance(tokenizer, Tokenizer):
+        from luthier.tokenizers.piece_formats import piece_files
+
+        return piece_files(tokenizer)
     whole = {
         "version": "1.0",
         "truncation": None,

@@ -351,14 +351,17 @@ class PieceBpeTokenizer:
         if self.byte_fallback and (self._byte_ids < 0).any():
             missing = int(np.flatnonzero(self._byte_ids < 0)[0])
             raise VocabularyError(f"byte fallback needs a piece for every byte; <0x{missing:02X}> is missing")
-        order = None if (self.kinds == Kind.UNUSED).any() else self._strict_order()
         self._encoder = None
-        if order is not None:
+        if (order := self.order) is not None:
             self._joints = joints(self.ids_of_pieces, escaped=self.normalizer.escape_whitespaces)
             self._make_encoder(order)
 
-    def _strict_order(self) -> dict[tuple[str, str], tuple[int, int]] | None:
-        """Pair → (rank, rank among equals): pairs of one order make the same piece. None if there is no such order."""
+    @cached_property
+    def order(self) -> dict[tuple[str, str], tuple[int, int]] | None:
+        """Pair → (rank, rank among equals): pairs of one order make the same piece. None if there is no such order, or
+        if there are unused pieces."""
+        if (self.kinds == Kind.UNUSED).any():
+            return None
         made: dict[int, set[str]] = {}
         for (left, right), rank in self.ranks.items():
             made.setdefault(rank, set()).add(left + right)
