@@ -195,7 +195,7 @@ def _fill_free(units: list[int], taken: bytearray, offsets: bytearray) -> None:
 
 # ---------------------------------------------------------------- the default rules
 
-_SPACES: Final = "\t\n\f\r\u1680\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
+_SPACES: Final = "\t\n\f\r\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
 _NOTHING: Final = (*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F)
 
 
@@ -219,6 +219,7 @@ def nmt_nfkc_rules() -> dict[str, str]:
         for spelling in product(*[[c, *sorted(spellings.get(c, ()))] for c in decomposed]):
             rules["".join(spelling)] = composed
     rules = {source: target for source, target in rules.items() if _one_by_one(source, rules) != target}
+    del rules["\uff5e"]  # the wide tilde of Japanese stays, and so does the joiner of emoji, U+200D
     return rules | dict.fromkeys(_SPACES, " ") | {chr(c): "" for c in _NOTHING}
 
 
