@@ -25,7 +25,7 @@ class Command:
 
     Example: luthier train-vectors shards/ --tokenizer tokenizer/ --method word2vec --out vectors/
 
-    Takes about 2.5 s for a million words and pass with word2vec, 1 s for 2.5 million pairs and pass with glove, on one
+    Takes about 2.5 s for a million words and pass with word2vec, 1 s for 5 million pairs and pass with glove, on one
     core at 2 GHz with vectors of 100 numbers; 5 s more to compile, the first time.
     """
 

@@ -19,9 +19,9 @@ SIZE = 60
 
 @pytest.fixture(scope="module")
 def text():
-    """2,000 words of 60 different ones in documents of 700, 0, 1 and 1,299 words, with their counts."""
-    rows = np.minimum(np.random.default_rng(0).geometric(0.08, 2000) - 1, SIZE - 1)
-    return rows, np.array([0, 700, 700, 701, 2000]), np.maximum(np.bincount(rows, minlength=SIZE), 1)
+    """1,000 words of 60 different ones in documents of 300, 0, 1 and 699 words, with their counts."""
+    rows = np.minimum(np.random.default_rng(0).geometric(0.08, 1000) - 1, SIZE - 1)
+    return rows, np.array([0, 300, 300, 301, 1000]), np.maximum(np.bincount(rows, minlength=SIZE), 1)
 
 
 TOKENS = [3 * chr(97 + n % 26) + "äing"[: n % 5] for n in range(SIZE)]

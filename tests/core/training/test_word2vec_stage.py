@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from luthier.core.training.vectors import VectorsConfig, train_vectors
 from luthier.models import word2vec as model
 from luthier.models.vectors import load_vectors
 
-SMALL = {"vector_size": 16, "epochs": 2, "min_count": 2, "window": 3, "bucket": 500}
+SMALL: Any = {"vector_size": 16, "epochs": 2, "min_count": 2, "window": 3, "bucket": 500}
 NAMES = ("spruce", "cedar", "maple", "lute", "guitar", "viol", "ébène")
 
 
@@ -91,6 +92,7 @@ def test_going_on_with_new_text_and_a_grown_vocabulary(tmp_path, kind):
     assert set(a.tokens) < set(b.tokens) and {"sarangi", "oud"} <= set(b.tokens)
     for word in a.tokens:
         np.testing.assert_allclose(b[word], a[word], atol=1e-5)
+        assert a.contexts is not None and b.contexts is not None
         np.testing.assert_allclose(b.contexts[b.row(word)], a.contexts[a.row(word)], atol=1e-5)
     old, new = (path.read_text(encoding="utf-8").split() for path in (first, second))
     assert b.counts[b.row("lutelute")] == old.count("lutelute") + new.count("lutelute")
@@ -148,11 +150,11 @@ def test_vectors_of_another_tokenizer_are_refused(tmp_path):
     tokenizer = train_bpe([text], 300)
     (tmp_path / "tokenizer").mkdir()
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
-    facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
+    facts: Any = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
     digest = hash_file(tmp_path / "tokenizer" / "tokenizer.json")
     write_shards(tmp_path / "shards", [tokenizer.encode_ordinary(text)], **facts, tokenizer=digest)
     config, shards = VectorsConfig(**SMALL), [tmp_path / "shards"]
-    made_by = {"tokenizer": tmp_path / "tokenizer"}
+    made_by: Any = {"tokenizer": tmp_path / "tokenizer"}
     train_vectors(shards, tmp_path / "v", config, **made_by)
     train_vectors([tmp_path / "text.txt"], tmp_path / "words", config)
     with pytest.raises(InputError, match="the text is of byte-level"):
