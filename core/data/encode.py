@@ -120,8 +120,8 @@ def _one_corpus(inputs: Sequence[Path]) -> None:
 
 
 def tokenizer_hash(path: Path) -> str:
-    """sha256 of a tokenizer's tokenizer.json, whatever folder (a model's, too) it lies in."""
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    """sha256 of a tokenizer's tokenizer.json (or SentencePiece .model), whatever folder (a model's, too) it lies in."""
+    file = _tokenizer_file(Path(path))
     if not file.is_file():
         raise InputError(
             f"{file} does not exist\nGive a folder with a tokenizer.json; luthier train-tokenizer makes one."
@@ -129,10 +129,19 @@ def tokenizer_hash(path: Path) -> str:
     return hash_file(file)
 
 
+def _tokenizer_file(path: Path) -> Path:
+    """The file that says what the tokenizer does: tokenizer.json, or tokenizer.model where there is no other."""
+    if not path.is_dir():
+        return path
+    pieces, file = path / "tokenizer.model", path / "tokenizer.json"
+    return pieces if pieces.is_file() and not file.is_file() else file
+
+
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer beside the ids, so that whoever has the shards can read them."""
     home = source if source.is_dir() else source.parent
-    shutil.copyfile(home / "tokenizer.json" if source.is_dir() else source, folder / "tokenizer.json")
+    file = _tokenizer_file(source)
+    shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else "tokenizer.json"))
     if (home / "tokenizer_config.json").is_file():
         shutil.copyfile(home / "tokenizer_config.json", folder / "tokenizer_config.json")
 
