@@ -429,20 +429,17 @@ def settings(head_dim: int, itemsize: int, chip: int, part: str) -> dict[str, in
     if itemsize == 4:
         BM, BN = (64, 32) if wide <= 64 else (32, 32) if wide <= 128 else (16, 16)
         return {"BM": BM, "BN": BN, "num_warps": 4, "num_stages": 1 if wide > 64 or small else 2}
-    if part == "forward":
-        BM, BN = (128, 64) if wide <= 128 else (64, 32) if small else (128, 64)
-        stages = 2 if small or wide > 128 else 3
-        return {
-            "BM": BM,
-            "BN": BN,
-            "num_warps": 8 if wide >= 128 and not (small and wide > 128) else 4,
-            "num_stages": stages,
-        }
-    large = 128 if wide <= 128 and not small else 64
-    tiles = {"BM": large, "BN": 64} if part == "query" else {"BM": 64, "BN": large}
+    warps = 8 if wide >= 128 else 4
     if wide > 128:
-        tiles = {"BM": 64, "BN": 32} if part == "query" else {"BM": 32, "BN": 64}
-    return {**tiles, "num_warps": 8 if wide >= 128 else 4, "num_stages": 1 if small or wide > 128 else 2}
+        BM, BN = {"forward": (128, 32), "query": (64, 32), "key": (32, 64)}[part]
+        BM, BN, warps = (64, 32, 4) if small and part == "forward" else (BM, BN, 8 if part == "forward" else 4)
+        return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": 1 if small else 2}
+    BM, BN = {"forward": (128, 64), "query": (128, 32), "key": (32, 128)}[part]
+    if wide == 128 and chip not in (90, 100) and part == "forward":
+        BN = 32
+    if small and part == "query":
+        BM, warps = 64, 4
+    return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": (1 if small else 2) + (part == "forward")}
 
 
 class _TritonAttention(torch.autograd.Function):

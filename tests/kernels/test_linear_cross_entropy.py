@@ -156,4 +156,7 @@ def test_triton(
     random: Callable[..., Tensor],
 ) -> None:
     inputs = [random(N, C, dtype=dtype).to(card), random(V, C, seed=1, dtype=dtype).to(card)]
-    within_budget(*both({}, some_labels(N, V).to(card), impl="triton"), inputs)
+    labels = some_labels(N, V).to(card)
+    within_budget(*both({"reduction": "none"}, labels, impl="triton"), inputs)
+    # A sum over few rows, each off by the rounding of its logits, may be right by luck.
+    within_budget(*both({}, labels, impl="triton"), inputs, floor=1e-5 if dtype.itemsize == 4 else 0.1)
