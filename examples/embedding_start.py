@@ -12,6 +12,7 @@ Takes about 3 minutes on one core.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,27 @@ from luthier.core.training.vectors import VectorsConfig, train_vectors
 from luthier.models.vectors import Vectors, load_vectors
 
 SEEDS = (0, 1, 2)
-SHAPE = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4}
-SHAPE |= {"num_key_value_heads": 2, "context": 64, "batch_size": 8, "threads": 1}
+SMALL = PretrainConfig(
+    hidden_size=64,
+    intermediate_size=176,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    context=64,
+    batch_size=8,
+    threads=1,
+    general_share=0,
+)
 STARTS = {"noise": "#b9b1a4", "shuffled vectors": "#3f6c8f", "vectors": "#9a4b1f"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--out", type=Path, default=Path("experiment"))
     parser.add_argument("--svg", type=Path, default=Path("embedding_start.svg"))
-    parser.add_argument("--megabytes", type=float, default=4.0, help="of the text that are used")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--megabytes", type=float, default=3.0, help="of the text that are used")
+    parser.add_argument("--steps", type=int, default=120)
     given = parser.parse_args()
     curves = run(given.text, given.out, given.megabytes, given.steps)
     report(curves)
@@ -58,7 +68,7 @@ def run(text: Path, out: Path, megabytes: float, steps: int) -> dict[str, np.nda
         runs = []
         for seed in SEEDS:
             model = out / f"model {start} {seed}"
-            config = PretrainConfig(steps=steps, seed=seed, evaluate_every=steps // 8, general_share=0, **SHAPE)
+            config = replace(SMALL, steps=steps, seed=seed, evaluate_every=max(1, steps // 8))
             pretrain(out / "shards", model, config, vectors=folder, tokenizer=out / "tokenizer")
             rows = [r for r in read_jsonl(model / "metrics.jsonl") if "validation_loss" in r]
             runs.append([(r["step"], r["validation_loss"]) for r in rows])

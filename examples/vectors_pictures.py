@@ -29,7 +29,7 @@ TABLE = ("sea", "age", "engine", "power", "water", "the", "of")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--svg", type=Path, default=Path("vectors_moments.svg"))
     parser.add_argument("--megabytes", type=float, default=40.0, help="of the text that are used")

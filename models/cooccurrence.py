@@ -229,11 +229,11 @@ def _count_rows(text, places, starts, first, last, units, symmetric, sums, bits,
         for g in range(len(groups)):
             group, groups[g] = groups[g], 0
             while group:
-                block = g << 6 | _low_bit(group)
+                block = g << 6 | _low_bit(group)  # pyright: ignore[reportCallIssue]
                 group &= group - one
                 word, bits[block] = bits[block], 0
                 while word:
-                    j = block << 6 | _low_bit(word)
+                    j = block << 6 | _low_bit(word)  # pyright: ignore[reportCallIssue]
                     word &= word - one
                     if i < len(dense) and j < len(dense):
                         dense[i, j] += sums[j]
@@ -342,9 +342,10 @@ def _split(part, i, j, x):
 
 def open_pairs(folder: Path) -> Cooccurrences:
     """X as `count_pairs` left it in the folder, memory-mapped."""
-    columns = []
-    for name, dtype in zip(Cooccurrences._fields, (np.int32, np.int32, np.float32), strict=True):
-        path = Path(folder) / f"pairs.{name}"
-        # Mode "c" (changes stay in memory): to Numba a type of its own is what cannot be changed, compiled once more.
-        columns.append(np.memmap(path, dtype, "c") if path.stat().st_size else np.zeros(0, dtype))
-    return Cooccurrences(*columns)
+    # Mode "c" (changes stay in memory): to Numba, what cannot be changed is a type of its own, compiled once more.
+    sizes = {name: (Path(folder) / f"pairs.{name}").stat().st_size // 4 for name in "ijx"}
+
+    def column(name: str, dtype: type) -> np.ndarray:
+        return np.memmap(Path(folder) / f"pairs.{name}", dtype, "c") if sizes[name] else np.zeros(0, dtype)
+
+    return Cooccurrences(column("i", np.int32), column("j", np.int32), column("x", np.float32))

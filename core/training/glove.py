@@ -137,7 +137,9 @@ def _read(path: Path) -> Progress | None:
     try:
         with np.load(path) as stored:
             return Progress(
-                *(stored[name] for name in ("W", "C", "b")),
+                stored["W"],
+                stored["C"],
+                stored["b"],
                 stored["losses"].tolist(),
                 int(stored["visited"]),
                 float(stored["total"]),

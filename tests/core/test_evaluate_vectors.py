@@ -59,7 +59,7 @@ def test_cos_mul_answers_as_gensims(vectors):
     rows = np.array([rng.choice(len(vectors), 3, replace=False) for _ in range(50)])
     words = Words(vectors)
     words.same[:] = np.arange(len(vectors))  # gensim's call tells case apart
-    for (a, b, c), found in zip(rows, answer(words, rows, cos_mul), strict=True):
+    for (a, b, c), found in zip(rows.tolist(), answer(words, rows, cos_mul), strict=True):
         tokens = [vectors.tokens[n] for n in (b, c, a)]
         assert keyed.most_similar_cosmul(tokens[:2], tokens[2:], topn=1)[0][0] == vectors.tokens[found]
         assert vectors.analogy(tokens[0], tokens[2], tokens[1], topn=1, multiply=True)[0][0] == vectors.tokens[found]
