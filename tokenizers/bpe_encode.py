@@ -20,7 +20,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 from luthier.tokenizers.pretokenize import cut
 
@@ -29,7 +29,7 @@ __all__ = ["MOST_IDS", "Encoder"]
 Ids = npt.NDArray[np.int32]
 
 MOST_IDS: Final = 1 << 20  # a pair of ids and its rank fit into one word
-MOST_SLOTS: Final = 1 << 20  # of the cache of one thread, half of them used: 32 MB and the ids; then it starts afresh
+MOST_SLOTS: Final = 1 << 21  # of one thread's cache, 64 MB and half as much for letters and ids; then it starts afresh
 FIRST_SLOTS: Final = 1 << 16
 
 
@@ -51,12 +51,10 @@ class Encoder:
         by_rank[ranks] = joined
         self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, by_rank)
         _fill_merges(self._merges, merges, ranks)
-        tokens = list(ids) if whole_pieces else []
-        self._whole = _words(2 << (2 * len(tokens)).bit_length(), sum(map(len, tokens)), len(tokens))
-        letters = np.frombuffer(b"".join(tokens), np.uint8)
-        ends = np.cumsum([len(token) for token in tokens], dtype=np.int64)
-        _fill_words(self._whole, letters, ends, np.fromiter(ids.values(), np.int32, len(ids)))
-        self._caches: list[_Words] = []  # borrowed by one thread at a time
+        self._letters = np.frombuffer(b"".join(ids), np.uint8)
+        self._ends = np.cumsum([len(token) for token in ids], dtype=np.int64)
+        self._ids, self._whole = np.fromiter(ids.values(), np.int32, len(ids)), whole_pieces
+        self._caches = [self._cache()]  # borrowed by one thread at a time
 
     def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
@@ -68,28 +66,34 @@ class Encoder:
     ) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The same for texts that are cut already, as `cut` gives them."""
         ids, offsets = np.empty(len(data) + 2, np.int32), np.zeros(len(starts), np.int64)
-        cache = self._caches.pop() if self._caches else _words(FIRST_SLOTS, FIRST_SLOTS * LETTERS, FIRST_SLOTS * IDS)
+        cache = self._caches.pop() if self._caches else self._cache()
         room, at = _room(128), np.zeros(4, np.int64)
-        while (
-            stopped := _encode(data, starts, begins, self._merges, self._whole, cache, room, ids, offsets, at)
-        ) != DONE:
+        while (stopped := _encode(data, starts, begins, self._merges, cache, room, ids, offsets, at)) != DONE:
             if stopped == NO_ROOM:
                 room = _room(int(at[1] - at[0]))
             else:
-                cache = _larger(cache)
+                cache = _larger(cache) if 2 * len(cache.slots) <= 4 * MOST_SLOTS else self._cache()
         self._caches.append(cache)
         ids.resize(int(offsets[-1]), refcheck=False)
         return ids, offsets
 
+    def _cache(self) -> _Words:
+        """A new cache that knows the pieces that are one token."""
+        slots = max(FIRST_SLOTS, 2 << (2 * len(self._ids)).bit_length())
+        cache, room = _words(slots), _room(max(128, int(np.diff(self._ends, prepend=0).max(initial=0))))
+        _fill_words(cache, self._letters, self._ends, self._ids, self._merges, room, self._whole)
+        return cache
+
     def forget(self) -> None:
         """Empty the cache of pieces met before; ids do not change."""
-        self._caches.clear()
+        self._caches = [self._cache()]
 
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
 _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _outer, _inner = njit(**_FAST), njit(**_BARE)
+intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
 
 _U = np.uint64
 NO_RANK: Final = np.uint32(0xFFFFFFFF)
@@ -98,7 +102,7 @@ INLINE: Final = 15  # bytes of a piece that its key holds
 LONG: Final = np.uint64(1 << 63)  # marks the key of a longer one
 BATCH: Final = 64  # pieces that are looked up side by side
 LONGEST: Final = 1024  # bytes of a piece that is remembered
-LETTERS, IDS = 16, 4  # room in the tables, per slot
+LETTERS, IDS = 8, 2  # room in the tables, per slot
 
 
 # ---------------------------------------------------------------- instructions
@@ -271,9 +275,10 @@ class _Words(NamedTuple):
     used: npt.NDArray[np.int64]
 
 
-def _words(slots: int, letters: int, ids: int) -> _Words:
+def _words(slots: int) -> _Words:
     """An empty table. Two slots share a line of the processor's cache, none straddles two."""
-    return _Words(_aligned(4 * slots), np.empty(letters, np.uint8), np.empty(ids, np.int32), np.zeros(3, np.int64))
+    letters, ids = np.empty(slots * LETTERS, np.uint8), np.empty(slots * IDS, np.int32)
+    return _Words(_aligned(4 * slots), letters, ids, np.zeros(3, np.int64))
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint64]:
@@ -285,11 +290,8 @@ def _aligned(size: int) -> npt.NDArray[np.uint64]:
 
 
 def _larger(old: _Words) -> _Words:
-    """A table with twice the room that holds the same; an empty one where that would be too large."""
-    slots = len(old.slots) // 2  # twice as many
-    if slots > MOST_SLOTS:
-        return _words(FIRST_SLOTS, FIRST_SLOTS * LETTERS, FIRST_SLOTS * IDS)
-    new = _words(slots, slots * LETTERS, slots * IDS)
+    """A table with twice the room that holds the same."""
+    new = _words(len(old.slots) // 2)
     new.letters[: len(old.letters)], new.ids[: len(old.ids)], new.used[:] = old.letters, old.ids, old.used
     _rehash(old.slots, new.slots)
     return new
@@ -392,7 +394,7 @@ def _copy_ids(words, s, ids, o):
 @_inner
 def _has_room(words, size):
     return (
-        8 * words.used[0] < len(words.slots)
+        10 * words.used[0] < len(words.slots)  # two of five slots: most pieces are where they belong
         and words.used[1] + size <= len(words.letters)
         and words.used[2] + size <= len(words.ids)
     )
@@ -419,13 +421,17 @@ def _remember(words, s, first, second, data, i, size, ids, o, count):
 
 
 @_outer
-def _fill_words(words, letters, ends, ids):
+def _fill_words(words, letters, ends, ids, merges, room, whole):
+    """Put in the tokens that are the ids of their bytes: all of them if `whole`, or those that the merges lead to."""
     begin = np.int64(0)
     for k in range(len(ends)):
         size = ends[k] - begin
-        first, second = _short_key(letters, begin, size) if size <= INLINE else _long_key(letters, begin, size)
-        s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
-        _remember(words, s, first, second, letters, begin, size, ids, k, 1)
+        if not whole:
+            _join(letters, begin, size, merges, room)
+        if whole or (room.after[0] == size and room.ids[0] == ids[k]):
+            first, second = _short_key(letters, begin, size) if size <= INLINE else _long_key(letters, begin, size)
+            s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
+            _remember(words, s, first, second, letters, begin, size, ids, k, 1)
         begin = ends[k]
 
 
@@ -459,12 +465,8 @@ def _room(size: int) -> _Room:
 
 
 @_inner
-def _fresh(data, i, size, first, second, merges, whole, room, ids, o):
+def _fresh(data, i, size, merges, room, ids, o):
     """Write the ids of a piece that was not met before to ids[o:]; returns where they end."""
-    if whole.used[0]:
-        s = _seek(whole, _home(whole.slots, first, second), first, second, data, i, size)
-        if whole.slots[s + 1]:
-            return _copy_ids(whole, s, ids, o)
     _join(data, i, size, merges, room)
     p = _U(0)
     while p < _U(size):
@@ -558,7 +560,7 @@ def _play_again(ranks, levels, top, p):
 
 
 @_outer
-def _encode(data, starts, begins, merges, whole, cache, room, ids, offsets, at):
+def _encode(data, starts, begins, merges, cache, room, ids, offsets, at):
     """Write the ids of all texts and where each text starts in them. Stops with NO_ROOM for a piece that `room` cannot
     hold and with FULL if the cache must grow; called again it goes on. `at` is [where the next piece begins, where it
     ends, ids so far, number of the text]."""
@@ -608,7 +610,7 @@ def _encode(data, starts, begins, merges, whole, cache, room, ids, offsets, at):
                             return NO_ROOM
                         if size <= LONGEST and not _has_room(cache, size):
                             return FULL
-                        before, o = o, _fresh(data, i, size, first, second, merges, whole, room, ids, o)
+                        before, o = o, _fresh(data, i, size, merges, room, ids, o)
                         if size <= LONGEST:
                             _remember(cache, t, first, second, data, i, size, ids, before, o - before)
                 i = e

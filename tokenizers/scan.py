@@ -28,7 +28,7 @@ import numpy.typing as npt
 import regex
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 __all__ = ["RULES", "ends_of", "scan"]
 
@@ -82,6 +82,7 @@ def _class_table() -> npt.NDArray[np.uint8]:
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
 _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _outer, _inner = njit(**_FAST), njit(**_BARE)
+intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
 
 
 # ---------------------------------------------------------------- the walk
