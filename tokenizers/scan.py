@@ -283,7 +283,7 @@ def _ascii_masks(typingctx: Any, data: Any, i: Any) -> Any:
     return types.UniTuple(types.uint64, 10)(data, i), make
 
 
-@_inner
+@njit(inline="always", **_BARE)
 def _masks(data, last, table, w, rule, spill):
     """Masks of block w: letters, capitals, small letters, marks, numerals, white space, newlines, blanks, apostrophes,
     slashes, continuation bytes, white space beyond ASCII; and what the block's last character has in the next block
@@ -297,7 +297,7 @@ def _masks(data, last, table, w, rule, spill):
     letter, mark, odd = small | capital, _ZERO, _ZERO
     c, bits = spill >> 8, (_ONE << _U(spill & 0xFF)) - _ONE
     spill = np.int64(0)
-    while True:
+    while bits or first:
         cased = rule == _O200K and c & (UPPER | LOWER)
         if c & LETTER or cased:
             letter |= bits
@@ -310,8 +310,8 @@ def _masks(data, last, table, w, rule, spill):
         elif c & NUMBER:
             number |= bits
         elif c & SPACE:
-            white |= bits
             odd |= bits
+        bits = _ZERO
         if not first:
             break
         p = _low_bit(first)
@@ -321,6 +321,7 @@ def _masks(data, last, table, w, rule, spill):
         bits = ((_ONE << size) - _ONE) << p
         if p + size > _U(64):
             spill = c << 8 | np.int64(p + size - _U(64))
+    white |= odd
     if not whole:
         white |= _ALL << _U(n - at)
     return letter, capital, small, mark, number, white, newline, blank, apostrophe, slash, rest, odd, spill
@@ -346,14 +347,16 @@ def _scan_text(data, last, table, rule, digits, whole_end, begins):
     letter_b = small_b = caseless_b = number_b = white_b = newline_b = blank_b = other_b = lone_b = absorbed_b = _ZERO
     begin, next_begin = np.int64(0), np.int64(-1)  # the last one found; one that is known already, in a later block
     numerals = np.int64(0)  # in the piece so far
-    ahead = _masks(data, last, table, np.int64(0), rule, np.int64(0))
-    for w in range(blocks):
+    ahead = (_ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, np.int64(0))
+    for w in range(-1, blocks):
         at = w << 6
         letter, capital, small, mark, number, white, newline, blank, apostrophe, slash, rest, odd, spill = ahead
         letter_a, number_a, white_a, newline_a = _ZERO, _ZERO, _ALL, _ZERO
         if w + 1 < blocks:
             ahead = _masks(data, last, table, w + 1, rule, spill)
             letter_a, number_a, white_a, newline_a = ahead[0], ahead[4], ahead[5], ahead[6]
+        if w < 0:
+            continue
         other, gap = ~(letter | number | white), white & ~newline
         after_letter, after_white = letter << _ONE | letter_b, white << _ONE | white_b
         after_blank, after_newline = blank << _ONE | blank_b, newline << _ONE | newline_b
