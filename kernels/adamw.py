@@ -33,7 +33,7 @@ from luthier.kernels.launch import Impl, LaunchError, check_floats, jit, launch,
 __all__ = ["adamw_step", "adamw_step_reference", "cost", "random_bits", "round_stochastically"]
 
 EXAMPLE = {"weights": 2**27}
-BLOCK = 4096
+BLOCK = 2048  # 8 weights a thread: more would take so many registers that too few programs run at a time
 each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
 
 
@@ -149,8 +149,11 @@ def _step(
 @lru_cache(maxsize=64)
 def _pieces(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """Which tensor and from where each program takes its piece: int64 [programs, 2]."""
-    pieces = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, block)]
-    return torch.tensor(pieces, dtype=torch.int64, device=device).view(-1, 2)
+    counts = torch.tensor([-(-size // block) for size in sizes], dtype=torch.int64)
+    tensor = torch.arange(len(sizes)).repeat_interleave(counts)
+    begins = counts.cumsum(0) - counts
+    start = (torch.arange(len(tensor)) - begins[tensor]) * block
+    return torch.stack([tensor, start], dim=1).to(device)
 
 
 def _table(*lists: Sequence[Tensor]) -> tuple[Tensor, bool]:

@@ -486,14 +486,16 @@ class _TritonAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
-def trial(tokens: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = EXAMPLE["head_dim"]) -> None:
+def trial(
+    tokens: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = EXAMPLE["head_dim"], packed: bool = False
+) -> None:
     """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
     shapes = [(1, tokens, EXAMPLE[heads], head_dim) for heads in ("heads", "key_heads", "key_heads")]
     options = {"scale": 0.1, "cap": 0.0, "causal": True}
-    for first in (None, torch.zeros(1, tokens, dtype=torch.int32)):
-        q, k, v = (torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes)
-        out, lse = _TritonAttention.apply(q, k, v, first, first, 0, options)  # pyright: ignore[reportGeneralTypeIssues]
-        torch.autograd.backward([out, lse], [out, lse])
+    ends = torch.zeros(1, tokens, dtype=torch.int32) if packed else None
+    q, k, v = (torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+    out, lse = _TritonAttention.apply(q, k, v, ends, ends, 0, options)  # pyright: ignore[reportGeneralTypeIssues]
+    torch.autograd.backward([out, lse], [out, lse])
 
 
 # ---------------------------------------------------------------- public

@@ -28,7 +28,20 @@ from luthier.kernels.launch import triton
 
 __all__ = ["CHIPS", "KERNELS", "Compiled", "compiled_for", "pretend", "report"]
 
-KERNELS = ("rms_norm", "layer_norm", "rope", "swiglu")
+KERNELS = (
+    "attention",
+    "decode_attention",
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "swiglu",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "adamw",
+    "adamw_8bit",
+    "muon",
+    "lora",
+)
 
 # What a block may have of shared memory, bytes, and a card of each kind (NVIDIA, CUDA C++ Programming Guide, table of
 # technical specifications by compute capability).
