@@ -332,8 +332,8 @@ def _scan(data, starts, last, table, rule, digits, whole_end, begins):
     for k in range(len(starts) - 1):
         text = data[starts[k] : starts[k + 1]]
         rest = len(text) & 63
-        for i in range(rest):
-            last[i] = text[len(text) - rest + i]
+        for i in range(64):
+            last[i] = text[len(text) - rest + i] if i < rest else 0
         first = (starts[k] >> 6) + k
         _scan_text(text, last, table, rule, digits, whole_end, begins[first : first + (len(text) >> 6) + 1])
 
