@@ -240,8 +240,12 @@ def _field(line: str, where: str) -> str:
         raise InputError(
             f'{where}: field \'text\' is missing or no text (found {found})\nExpected {{"text": "…"}} a line.'
         )
-    if any("\ud800" <= c <= "\udfff" for c in row["text"]):
-        raise InputError(f"{where}: field 'text' holds half of a surrogate pair, which is no character; remove it")
+    try:
+        row["text"].encode("utf-8")  # a hundred times faster than looking at each character
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: field 'text' holds half of a surrogate pair, which is no character; remove it"
+        ) from error
     return row["text"]
 
 

@@ -194,7 +194,6 @@ def _flag(whole):
     ("spoil", "message"),
     [
         (_spoil("model.type", "WordPiece"), "the model is WordPiece"),
-        (_spoil("model.byte_fallback", True), "byte_fallback=True"),
         (_spoil("model.dropout", 0.1), r"dropout=0\.1"),
         (_spoil("normalizer", {"type": "NFKC"}), "normalizer NFKC is not supported"),
         (_spoil("pre_tokenizer", {"type": "Metaspace"}), "pre-tokenizer Metaspace is not supported"),
@@ -227,7 +226,7 @@ def test_files_that_are_none(tmp_path):
 @pytest.mark.skipif(not DATA, reason="LUTHIER_TEST_DATA is not set")
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bert_base_uncased", "the model is without merges"), ("pegasus_unigram", "the model is Unigram")],
+    [("bert_base_uncased", "the model is without merges")],
 )
 def test_real_files_of_other_kinds(name, message):
     with pytest.raises(TokenizerFileError, match=message):
