@@ -16,7 +16,7 @@ from luthier.core.training.rows import words
 from luthier.models.cooccurrence import Cooccurrences, count_pairs
 from luthier.models.glove import Progress, train_glove
 
-MOMENTS = (0.0, 0.02, 0.1, 0.3, 1.0)  # of the pairs of all iterations
+MOMENTS = (0.02, 0.06, 0.15, 0.4, 1.0)  # of the pairs of all iterations
 ITERATIONS = 4
 GROUPS = {
     "#9a4b1f": "king queen prince duke emperor",

@@ -8,7 +8,13 @@ Count first: X_ij is how often word j stands within `window` words of word i, a 
 (the ½ is Stanford's, and only scales the rate). Why products: what tells ice from steam is not how often *solid* stands
 near ice, but how much more often than near steam; a ratio of counts is a difference of logarithms, hence a direction.
 
-AdaGrad (Duchi et al. 2011) gives each number its own rate, eta / √(1 + sum of its squared gradients so far):
+AdaGrad (Duchi et al. 2011) gives each number its own rate, which falls with the sum of its squared gradients so far:
+
+    step = r · gradient / √(1 + Σ (r · gradient)²)          r = eta for w and c, 1 for b and b̃
+
+The rate r stands in the sum too, and is 1 for the biases, as in Stanford's program, not in the paper. It matters: with
+eta outside of the sum all rates fall too early, J after 4 iterations is 12% higher and only a third as many analogies
+come out right; biases that learn at once leave the vectors nothing of a word's frequency to tell.
 
     diff = w_i · c_j + b_i + b̃_j − log X_ij,  g = f·diff;   ∂w_i = g·c_j,  ∂c_j = g·w_i,  ∂b_i = ∂b̃_j = g
 
@@ -88,9 +94,9 @@ def adagrad_plain(i, j, log_x, f, first, last, W, C, b, eta):
         loss += 0.5 * g * diff
         for value, squares, gradient in ((W[row, :P], W[row, P:], g * c), (C[column, :P], C[column, P:], g * w)):
             value -= eta * gradient / np.sqrt(squares)
-            squares += gradient**2
+            squares += (eta * gradient) ** 2
         for at in ((row, 0), (column, 1)):
-            b[at] -= eta * g / np.sqrt(b[at[0], at[1] + 2])
+            b[at] -= g / np.sqrt(b[at[0], at[1] + 2])
             b[at[0], at[1] + 2] += g * g
     return loss, -1
 
@@ -113,17 +119,18 @@ def adagrad(i, j, log_x, f, first, last, W, C, b, eta):
             return loss, n
         g = f[n] * diff
         loss += 0.5 * g * diff
-        step, square = eta * g, g * g
+        step = eta * g
+        square = step * step
         for d in range(P):
             a, e, sa, se = w[d], c[d], w[P + d], c[P + d]
             w[d] = a - step * e * (one / np.sqrt(sa))
             c[d] = e - step * a * (one / np.sqrt(se))
             w[P + d] = sa + square * e * e
             c[P + d] = se + square * a * a
-        b[row, 0] -= step / np.sqrt(b[row, 2])
-        b[column, 1] -= step / np.sqrt(b[column, 3])
-        b[row, 2] += square
-        b[column, 3] += square
+        b[row, 0] -= g / np.sqrt(b[row, 2])
+        b[column, 1] -= g / np.sqrt(b[column, 3])
+        b[row, 2] += g * g
+        b[column, 3] += g * g
     return loss, -1
 
 

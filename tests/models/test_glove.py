@@ -22,7 +22,7 @@ def tables(size, dim, seed=0):
 
 @pytest.mark.parametrize("kernel", [adagrad, adagrad_plain])
 def test_one_step_is_adagrad_on_the_gradient_of_the_loss(kernel):
-    """½ f(x) (w·c + b + b̃ − log x)² by autograd in float64, then value −= eta·g/√squares, squares += g²."""
+    """½ f(x) (w·c + b + b̃ − log x)² by autograd in float64; value −= r·g/√squares, squares += (r·g)², r = eta or 1."""
     W, C, b = tables(3, 16)
     w, c, bw, bc = (
         torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (W[1, :16], C[2, :16], b[1, 0], b[2, 1])
@@ -36,9 +36,12 @@ def test_one_step_is_adagrad_on_the_gradient_of_the_loss(kernel):
     found, bad = kernel(i, j, log_x, weight, 0, 1, W, C, b, np.float32(0.05))
     assert (found, bad) == (pytest.approx(loss.item(), rel=1e-5), -1)
     after = (W[1, :16], C[2, :16], b[1, 0], b[2, 1]), (W[1, 16:], C[2, 16:], b[1, 2], b[2, 3])
-    for value, now, g, square, square_now in zip((w, c, bw, bc), after[0], gradients, squares, after[1], strict=True):
-        np.testing.assert_allclose(now, (value - 0.05 * g / square.sqrt()).detach().numpy(), atol=1e-6)
-        np.testing.assert_allclose(square_now, (square + g**2).numpy(), rtol=1e-5)
+    rates = (0.05, 0.05, 1, 1)
+    for value, now, g, square, square_now, r in zip(
+        (w, c, bw, bc), after[0], gradients, squares, after[1], rates, strict=True
+    ):
+        np.testing.assert_allclose(now, (value - r * g / square.sqrt()).detach().numpy(), atol=1e-6)
+        np.testing.assert_allclose(square_now, (square + (r * g) ** 2).numpy(), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
