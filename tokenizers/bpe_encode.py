@@ -54,7 +54,7 @@ class Encoder:
         self._letters = np.frombuffer(b"".join(ids), np.uint8)
         self._ends = np.cumsum([len(token) for token in ids], dtype=np.int64)
         self._ids, self._whole = np.fromiter(ids.values(), np.int32, len(ids)), whole_pieces
-        self._caches = [self._cache()]  # borrowed by one thread at a time
+        self._caches = [(self._cache(), _room(128))]  # borrowed by one thread at a time
 
     def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
@@ -66,15 +66,15 @@ class Encoder:
     ) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The same for texts that are cut already, as `cut` gives them."""
         ids, offsets = np.empty(len(data) + 2, np.int32), np.zeros(len(starts), np.int64)
-        cache = self._caches.pop() if self._caches else self._cache()
-        room, at = _room(128), np.zeros(4, np.int64)
-        while (stopped := _encode(data, starts, begins, self._merges, cache, room, ids, offsets, at)) != DONE:
+        cache, room = self._caches.pop() if self._caches else (self._cache(), _room(128))
+        larger, at = room, np.zeros(4, np.int64)
+        while (stopped := _encode(data, starts, begins, self._merges, cache, larger, ids, offsets, at)) != DONE:
             if stopped == NO_ROOM:
-                room = _room(int(at[1] - at[0]))
+                larger = _room(int(at[1] - at[0]))
             else:
                 cache = _larger(cache) if 2 * len(cache.slots) <= 4 * MOST_SLOTS else self._cache()
-        self._caches.append(cache)
-        ids.resize(int(offsets[-1]), refcheck=False)
+        self._caches.append((cache, room))
+        ids.resize(offsets[-1], refcheck=False)
         return ids, offsets
 
     def _cache(self) -> _Words:
@@ -86,7 +86,7 @@ class Encoder:
 
     def forget(self) -> None:
         """Empty the cache of pieces met before; ids do not change."""
-        self._caches = [self._cache()]
+        self._caches = [(self._cache(), _room(128))]
 
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.

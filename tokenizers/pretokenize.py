@@ -23,6 +23,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -144,13 +145,16 @@ def cut(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """The UTF-8 bytes of all texts, where each text starts in them (one more than texts), and where pieces begin, in
     bits as `scan` gives them."""
-    parts = [utf8(text) for text in texts]
-    data = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
-    starts = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([len(part) for part in parts], out=starts[1:])
+    if len(texts) == 1:
+        data = utf8(texts[0])
+        starts = np.array((0, len(data)))
+    else:
+        parts = [text.encode("utf-8") if text.isascii() else utf8(text).tobytes() for text in texts]
+        data = np.frombuffer(b"".join(parts), np.uint8)
+        starts = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(parts) + 1)
     if pattern in RULES:
         return data, starts, scan(data, starts, pattern)
-    begins = np.zeros(len(data) // 64 + len(parts), np.uint64)
+    begins = np.zeros(len(data) // 64 + len(texts), np.uint64)
     for k, text in enumerate(texts):
         places = np.append(0, boundaries(text, pattern)[1])
         words = begins[starts[k] // 64 + k :]
