@@ -2,13 +2,8 @@
 
 A tokenizer is a list of tokens (id → bytes) and a list of merges in the order in which they were learned. To encode a
 piece of text (see pretokenize.py), start from its bytes and, as long as there is one, join the pair of neighbours whose
-merge was learned first, the leftmost of equals. `encode_by_the_book` is that loop, n² steps for n bytes. The fast path,
-compiled by Numba, gives the same ids:
-
-    cache   text repeats itself: most pieces are found, with their ids, in a hash table of pieces met before
-    scan    a new piece of up to 64 bytes: look for the best pair again after each join
-    heap    a longer one: candidates (rank, place) in a heap, neighbours in a linked list, so n log n steps; a megabyte
-            of one letter takes a second, not a day
+merge was learned first, the leftmost of equals. `encode_by_the_book` is that loop, n² steps for n bytes. The fast path
+in bpe_encode.py gives the same ids.
 
 Because every byte is a token there is no unknown text, and decoding is joining bytes. A token may end in the middle of
 a character, so single tokens need not be valid UTF-8.
@@ -34,7 +29,7 @@ import regex
 
 from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
 from luthier.tokenizers.bpe_dropout import Dropout
-from luthier.tokenizers.bpe_encode import Encoder
+from luthier.tokenizers.bpe_encode import Encoder, join_pairs
 from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
 from luthier.tokenizers.shares import SMALLEST, share_out
 from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, recognised
@@ -362,17 +357,16 @@ class Tokenizer:
 
     def _join_merges(self, ids: Mapping[bytes, int]) -> Ids:
         """The id that each merge makes."""
-        tokens, joined = self.tokens, np.empty(len(self.merges), np.int32)
+        tokens = self.tokens
         wrong = np.flatnonzero(((self.merges < 0) | (self.merges >= len(tokens))).any(axis=1))
         if len(wrong):
             raise VocabularyError(f"merge {wrong[0]} joins {self.merges[wrong[0]].tolist()}: no such ids")
-        for k, (left, right) in enumerate(self.merges.tolist()):
-            new = ids.get(tokens[left] + tokens[right])
-            if new is None:
-                raise VocabularyError(
-                    f"merge {k} joins {tokens[left]!r} and {tokens[right]!r}, but the result is not in the vocabulary"
-                )
-            joined[k] = new
+        joined = join_pairs(ids, tokens, self.merges)
+        if len(missing := np.flatnonzero(joined < 0)):
+            left, right = (tokens[i] for i in self.merges[missing[0]].tolist())
+            raise VocabularyError(
+                f"merge {missing[0]} joins {left!r} and {right!r}, but the result is not in the vocabulary"
+            )
         return joined
 
 

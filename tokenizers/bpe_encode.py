@@ -12,7 +12,8 @@ join    a new piece: a tournament over its pairs of neighbours. Each pair plays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from numba.extending import intrinsic as _intrinsic
 
 from luthier.tokenizers.pretokenize import cut
 
-__all__ = ["MOST_IDS", "Encoder"]
+__all__ = ["MOST_IDS", "Encoder", "all_pairs", "join_pairs"]
 
 Ids = npt.NDArray[np.int32]
 
@@ -51,8 +52,7 @@ class Encoder:
         by_rank[ranks] = joined
         self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, by_rank)
         _fill_merges(self._merges, merges, ranks)
-        self._letters = np.frombuffer(b"".join(ids), np.uint8)
-        self._ends = np.cumsum([len(token) for token in ids], dtype=np.int64)
+        self._letters, self._ends = _letters(ids)
         self._ids, self._whole = np.fromiter(ids.values(), np.int32, len(ids)), whole_pieces
         self._caches = [(self._cache(), _room(128))]  # borrowed by one thread at a time
 
@@ -87,6 +87,36 @@ class Encoder:
     def forget(self) -> None:
         """Empty the cache of pieces met before; ids do not change."""
         self._caches = [(self._cache(), _room(128))]
+
+
+def all_pairs(ids: Mapping[bytes, int]) -> tuple[Ids, Ids]:
+    """Every pair of tokens whose bytes together are a token, in the order of those tokens, and that token's id."""
+    letters, ends, numbers, words = _table(ids)
+    pairs, joined = np.empty((len(letters), 2), np.int32), np.empty(len(letters), np.int32)
+    count = _all_pairs(letters, ends, numbers, words, pairs, joined)
+    return pairs[:count].copy(), joined[:count].copy()
+
+
+def join_pairs(ids: Mapping[bytes, int], tokens: Sequence[bytes], pairs: Ids) -> Ids:
+    """The id of the bytes that each pair of `tokens` makes together, -1 where they are no token."""
+    letters, ends = _letters(tokens)
+    room, joined = np.empty(2 * max(map(len, tokens), default=0), np.uint8), np.empty(len(pairs), np.int32)
+    _join_pairs(letters, ends, pairs, _table(ids)[3], room, joined)
+    return joined
+
+
+def _letters(tokens: Collection[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The bytes of all tokens, and where each ends."""
+    return np.frombuffer(b"".join(tokens), np.uint8), np.fromiter(accumulate(map(len, tokens)), np.int64, len(tokens))
+
+
+def _table(ids: Mapping[bytes, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Ids, _Words]:
+    """Tokens in a table: their bytes, where each ends, their ids, the table."""
+    (letters, ends), numbers = _letters(ids), np.fromiter(ids.values(), np.int32, len(ids))
+    words, nothing = _words(2 << (2 * len(ids)).bit_length()), np.empty(0, np.int32)
+    merges = _Merges(nothing, nothing.view(np.uint32), np.empty(0, np.uint64), nothing)
+    _fill_words(words, letters, ends, numbers, merges, _room(1), True)
+    return letters, ends, numbers, words
 
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
@@ -433,6 +463,40 @@ def _fill_words(words, letters, ends, ids, merges, room, whole):
             s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
             _remember(words, s, first, second, letters, begin, size, ids, k, 1)
         begin = ends[k]
+
+
+@_inner
+def _id_of(words, data, i, size):
+    """The id of the token data[i : i + size], -1 where it is none."""
+    first, second = _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
+    s = _seek(words, _home(words.slots, first, second), first, second, data, i, size)
+    return np.int32(words.slots[s + 2] & _U(0x7FFFFFFF)) if words.slots[s + 1] else np.int32(-1)
+
+
+@_outer
+def _all_pairs(letters, ends, ids, words, pairs, joined):
+    count, begin = 0, np.int64(0)
+    for k in range(len(ends)):
+        for i in range(begin + 1, ends[k]):
+            left = _id_of(words, letters, begin, i - begin)
+            right = _id_of(words, letters, i, ends[k] - i) if left >= 0 else np.int32(-1)
+            if right >= 0:
+                pairs[count, 0], pairs[count, 1], joined[count] = left, right, ids[k]
+                count += 1
+        begin = ends[k]
+    return count
+
+
+@_outer
+def _join_pairs(letters, ends, pairs, words, room, joined):
+    for k in range(len(pairs)):
+        size = 0
+        for j in range(2):
+            i = pairs[k, j]
+            for b in range(ends[i - 1] if i else 0, ends[i]):
+                room[size] = letters[b]
+                size += 1
+        joined[k] = _id_of(words, room, np.int64(0), np.int64(size)) if size else -1
 
 
 # ---------------------------------------------------------------- new pieces

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from luthier.tokenizers.bpe import BYTE_ORDER, PRINTABLE, Tokenizer, VocabularyError
+from luthier.tokenizers.bpe_encode import all_pairs
 from luthier.tokenizers.pretokenize import PATTERNS, pattern_name
 
 __all__ = [
@@ -346,18 +347,7 @@ def load_tiktoken(
     file: Path, *, pattern: str, special_tokens: Mapping[str, int] | None = None, **settings: Any
 ) -> Tokenizer:
     """Read a file of tiktoken ranks. `settings` go to Tokenizer. Raises TokenizerFileError naming file and line."""
-    by_rank: dict[int, bytes] = {}
-    for number, line in enumerate(Path(file).read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            token, rank = base64.b64decode(token, validate=True), int(rank)
-        except (ValueError, binascii.Error) as error:
-            raise TokenizerFileError(f"{file}:{number}: expected a token in base64 and its rank") from error
-        if rank in by_rank:
-            raise TokenizerFileError(f"{file}:{number}: rank {rank} is given twice")
-        by_rank[rank] = token
+    by_rank = _read_ranks(Path(file))
     special = dict(special_tokens or {})
     by_id = by_rank | {i: text.encode("utf-8") for text, i in special.items()}
     if clash := [text for text, i in special.items() if i in by_rank]:
@@ -367,21 +357,39 @@ def load_tiktoken(
         raise TokenizerFileError(f"{file}: no token has rank {gap}; ranks must be without gaps")
     tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
     try:
-        merges = _all_pairs(by_rank)
+        merges, _ = all_pairs({by_rank[i]: i for i in sorted(by_rank)})
         return Tokenizer(tokens, merges, pattern=pattern, special_tokens=special, whole_pieces=True, **settings)
     except ValueError as error:
         raise TokenizerFileError(f"{file}: {error}") from error
 
 
-def _all_pairs(by_rank: Mapping[int, bytes]) -> np.ndarray:
-    """Every pair of tokens whose bytes together are a token, in order of that token's rank."""
-    ids = {token: rank for rank, token in by_rank.items()}
-    pairs = []
-    for _, token in sorted(by_rank.items()):
-        for cut in range(1, len(token)):
-            if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None:
-                pairs.append((left, right))
-    return np.array(pairs, np.int32).reshape(-1, 2)
+def _read_ranks(file: Path) -> dict[int, bytes]:
+    """Rank → token. Raises TokenizerFileError naming file and line."""
+    data = file.read_bytes()
+    parts = data.split()
+    try:
+        by_rank = dict(zip(map(int, parts[1::2]), map(_from_base64, parts[::2]), strict=True))
+        if 2 * len(by_rank) == len(parts):
+            return by_rank
+    except (ValueError, binascii.Error):
+        pass  # the loop below finds the line
+    by_rank = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            token, rank = _from_base64(token), int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise TokenizerFileError(f"{file}:{number}: expected a token in base64 and its rank") from error
+        if rank in by_rank:
+            raise TokenizerFileError(f"{file}:{number}: rank {rank} is given twice")
+        by_rank[rank] = token
+    return by_rank
+
+
+def _from_base64(token: bytes) -> bytes:
+    return binascii.a2b_base64(token, strict_mode=True)
 
 
 def save_tiktoken(tokenizer: Tokenizer, file: Path) -> None:

@@ -24,7 +24,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,7 @@ def utf8(text: str) -> npt.NDArray[np.uint8]:
             return np.frombuffer(text.encode("utf-8"), np.uint8)
         size = ctypes.c_ssize_t()
         place = _as_utf8(text, ctypes.byref(size))
-        lent = (ctypes.c_char * size.value).from_address(place)
+        lent: Any = (ctypes.c_char * size.value).from_address(place)
         lent.owner = text  # which must stay as long as the array does
         data = np.frombuffer(lent, np.uint8)
         data.flags.writeable = False
