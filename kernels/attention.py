@@ -428,13 +428,17 @@ def settings(head_dim: int, itemsize: int, chip: int, part: str) -> dict[str, in
     wide, small = max(16, power(head_dim)), chip in (86, 89, 120)
     if itemsize == 4:
         BM, BN = (64, 32) if wide <= 64 else (32, 32) if wide <= 128 else (16, 16)
+        BM, BN = (BN, BM) if part == "key" else (BM, BN)
         return {"BM": BM, "BN": BN, "num_warps": 4, "num_stages": 1 if wide > 64 or small else 2}
-    warps = 8 if wide >= 128 else 4
+    warps = 8 if wide >= 128 or part == "key" else 4
     if wide > 128:
         BM, BN = {"forward": (128, 32), "query": (64, 32), "key": (32, 64)}[part]
-        BM, BN, warps = (64, 32, 4) if small and part == "forward" else (BM, BN, 8 if part == "forward" else 4)
+        BM, BN, warps = (64, 32, 4) if small and part == "forward" else (BM, BN, 4 if part == "query" else 8)
+        BM, BN, warps = (32, 32, 4) if small and part == "key" else (BM, BN, warps)
         return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": 1 if small else 2}
     BM, BN = {"forward": (128, 64), "query": (128, 32), "key": (32, 128)}[part]
+    if chip == 100 and part == "key":  # its accumulators lie outside the registers
+        return {"BM": 64, "BN": 128, "num_warps": warps, "num_stages": 1}
     if wide == 128 and chip not in (90, 100) and part == "forward":
         BN = 32
     if small and part == "query":

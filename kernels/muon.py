@@ -58,10 +58,10 @@ def _symmetric(
     i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
     i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
     j = tile - i * (i + 1) // 2
-    row, column = i * BM + tl.arange(0, BM), j * BM + tl.arange(0, BM)
-    k = tl.arange(0, BK)
-    left = X + n * xn + row.to(tl.int64)[:, None] * xr + k[None, :] * xc
-    right = X + n * xn + column.to(tl.int64)[:, None] * xr + k[None, :] * xc
+    r, k = tl.arange(0, BM), tl.arange(0, BK)
+    row, column = i * BM + r, j * BM + r
+    within = r[:, None] * xr + k[None, :] * xc  # far places are numbers of 64 bits, places within a tile of 32
+    left, right = X + n * xn + i.to(tl.int64) * BM * xr + within, X + n * xn + j.to(tl.int64) * BM * xr + within
     acc = tl.zeros((BM, BM), tl.float32)
     for start in range(0, C, BK):
         rest = (start + k < C)[None, :]
@@ -69,15 +69,16 @@ def _symmetric(
         acc += dot(a, tl.trans(tl.load(right, (column < R)[:, None] & rest, other=0.0)))
         left += BK * xc
         right += BK * xc
-    at = n * R * R + row.to(tl.int64)[:, None] * R + column[None, :]
+    at = (n * R + i * BM) * R + j * BM + (r[:, None] * R + r[None, :])
     inside = (row < R)[:, None] & (column < R)[None, :]
     acc = c * acc
     if ADD:
         acc += b * tl.load(Add + at, inside, other=0.0).to(tl.float32)
     out = narrow(acc, Out.dtype.element_ty)
     tl.store(Out + at, out, inside)
-    mirror = n * R * R + column.to(tl.int64)[:, None] * R + row[None, :]
-    tl.store(Out + mirror, tl.trans(out), (column < R)[:, None] & (row < R)[None, :] & (i != j))
+    mirror = (n * R + j * BM) * R + i * BM + (r[:, None] * R + r[None, :])
+    end = tl.where(i == j, 0, R)  # on the diagonal there is nothing to mirror
+    tl.store(Out + mirror, tl.trans(out), (column < end)[:, None] & (row < R)[None, :])
 
 
 def settings(itemsize: int) -> dict[str, int]:

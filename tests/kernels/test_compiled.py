@@ -22,7 +22,7 @@ PRODUCTS = {
 INSTRUCTION = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 # Bytes a thread may keep in memory for want of registers; none where nothing is said. The gradients of keys and values
 # fill half of all registers, so the rest, used once a tile, goes out.
-SPILLS = {"backward_key": 320, "backward_query": 64, "symmetric": 256}
+SPILLS = {"forward": 32, "backward_key": 320, "backward_query": 64, "symmetric": 512}
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="here nothing is compiled")
 
