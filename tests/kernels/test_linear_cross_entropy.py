@@ -138,14 +138,14 @@ def test_log_probs(random: Callable[..., Tensor]) -> None:
 def test_triton_every_option(
     options: dict[str, Any], card: torch.device, within_budget: Callable[..., None], random: Callable[..., Tensor]
 ) -> None:
-    labels = some_labels(23, 33).to(card)
-    inputs = [random(23, 8).to(card), random(33, 8, seed=1).to(card)]
+    labels = some_labels(9, 33).to(card)
+    inputs = [random(9, 8).to(card), random(33, 8, seed=1).to(card)]
     within_budget(*both(options, labels, impl="triton"), inputs)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("N", "C", "V"), [(1, 1, 1), (9, 16, 4100), (150, 8, 63), (0, 8, 10)])
+@pytest.mark.parametrize(("N", "C", "V"), [(1, 1, 1), (9, 16, 4100), (130, 8, 9), (0, 8, 10)])
 def test_triton(
     N: int,
     C: int,
