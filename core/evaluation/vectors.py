@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,39 +30,16 @@ from luthier.core.artifacts import Artifact, atomic_open, write_json
 from luthier.core.console import say
 from luthier.core.errors import InputError
 from luthier.core.evaluation.metrics import Z_95, wilson
-from luthier.core.evaluation.word_sets import Analogies, Categories, Similarities, WordSet, read_word_set
+from luthier.core.evaluation.word_sets import Analogies, Categories, Score, Similarities, WordSet, read_word_set
 
 if TYPE_CHECKING:
     from luthier.models.vectors import Vectors
 
 __all__ = ["Score", "Words", "evaluate_vectors", "open_any", "score_set", "spearman"]
 
-COUNTED = 0.7  # least coverage of a set that counts
 RESTRICT = 300_000  # of the commonest tokens are looked at
 TOKENS, QUESTIONS = 4096, 32  # of a block: what is combined stays in the cache
 MAP = 150  # words on the map
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number of one set with its 95% interval; `used` of `all` questions could be asked."""
-
-    set: str
-    kind: str
-    section: str
-    value: float
-    low: float
-    high: float
-    used: int
-    all: int
-
-    @property
-    def coverage(self) -> float:
-        return self.used / self.all if self.all else 0.0
-
-    @property
-    def counts(self) -> bool:
-        return self.coverage >= COUNTED
 
 
 class Words:

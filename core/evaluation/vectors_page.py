@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from luthier.core.evaluation.report import PAGE, draw_map
 
 if TYPE_CHECKING:
-    from luthier.core.evaluation.vectors import Score
+    from luthier.core.evaluation.word_sets import Score
     from luthier.models.vectors import Vectors
 
 __all__ = ["HEAD", "score_rows", "vectors_page"]

@@ -14,12 +14,37 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from luthier.core.errors import InputError
 
-__all__ = ["Analogies", "Categories", "Similarities", "WordSet", "read_word_set"]
+__all__ = ["Analogies", "Categories", "Score", "Similarities", "WordSet", "read_word_set"]
+
+COUNTED = 0.7  # least coverage of a set that counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one set with its 95% interval; `used` of `all` questions could be asked."""
+
+    set: str
+    kind: str
+    section: str
+    value: float
+    low: float
+    high: float
+    used: int
+    all: int
+
+    @property
+    def coverage(self) -> float:
+        return self.used / self.all if self.all else 0.0
+
+    @property
+    def counts(self) -> bool:
+        return self.coverage >= COUNTED
 
 
 class Similarities(NamedTuple):

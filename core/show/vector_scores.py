@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luthier.core.evaluation.vectors import Score, read_scores
+from luthier.core.evaluation.vectors import read_scores
 from luthier.core.evaluation.vectors_page import HEAD, score_rows
+from luthier.core.evaluation.word_sets import Score
 
 __all__ = ["print_scores", "show_scores"]
 

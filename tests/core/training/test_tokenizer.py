@@ -1,6 +1,7 @@
 """The stage: what it reads, what it writes, that it does nothing twice; its verb and its view."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,7 @@ def test_what_cannot_be_used_writes_nothing(text_file, tmp_path):
         train_tokenizer([tmp_path / "latin.txt"], out, SMALL)
     with pytest.raises(ConfigError, match="endoftext"):
         TokenizerConfig(special_tokens=("<x>",))
+    wrong: dict[str, Any]
     for wrong in ({"add": 0}, {"max_piece_length": 5}, {"max_token_length": 1}, {"num_threads": -1}, {"max_memory": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             TokenizerConfig(**wrong)
