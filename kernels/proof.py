@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,18 @@ class PretendCard:
         return start
 
 
+@cache
+def _card(arch: int) -> PretendCard:
+    """One card for each chip: a kernel that is compiled keeps the launcher that its first card gave it."""
+    return PretendCard(arch)
+
+
 @contextmanager
 def pretend(arch: int) -> Iterator[PretendCard]:
     """Launches of CPU tensors inside go to a pretended card."""
-    driver, card = triton.runtime.driver, PretendCard(arch)
+    driver, card = triton.runtime.driver, _card(arch)
     before = driver._active
+    card.launched.clear()
     driver.set_active(card)
     try:
         yield card
