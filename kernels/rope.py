@@ -108,7 +108,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---------------------------------------------------------------- Triton
 
 
-@jit(lengths=("T", "xb", "ob", "cb"))
+@jit(lengths=("T",))
 def _kernel(
     X, Cos, Sin, Out, T, xb, xt, xh, ob, ot, oh, cb,
     H: tl.constexpr, D2: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
