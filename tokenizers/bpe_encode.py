@@ -54,7 +54,7 @@ class Encoder:
         _fill_merges(self._merges, merges, ranks)
         self._letters, self._ends = _letters(ids)
         self._ids, self._whole = np.fromiter(ids.values(), np.int32, len(ids)), whole_pieces
-        self._caches = [(self._cache(), _room(128))]  # borrowed by one thread at a time
+        self._desks = [self._desk()]  # borrowed by one thread at a time
 
     def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
@@ -66,16 +66,23 @@ class Encoder:
     ) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The same for texts that are cut already, as `cut` gives them."""
         ids, offsets = np.empty(len(data) + 2, np.int32), np.zeros(len(starts), np.int64)
-        cache, room = self._caches.pop() if self._caches else (self._cache(), _room(128))
-        larger, at = room, np.zeros(4, np.int64)
-        while (stopped := _encode(data, starts, begins, self._merges, cache, larger, ids, offsets, at)) != DONE:
+        desk, at = self._desks.pop() if self._desks else self._desk(), np.zeros(4, np.int64)
+        used = desk
+        while (stopped := _encode(used.places, data, starts, begins, ids, offsets, at)) != DONE:
             if stopped == NO_ROOM:
-                larger = _room(int(at[1] - at[0]))
+                used = self._desk(desk.cache, _room(int(at[1] - at[0])))
             else:
-                cache = _larger(cache) if 2 * len(cache.slots) <= 4 * MOST_SLOTS else self._cache()
-        self._caches.append((cache, room))
+                full = 2 * len(desk.cache.slots) > 4 * MOST_SLOTS
+                desk = self._desk(self._cache() if full else _larger(desk.cache), desk.room)
+                used = self._desk(desk.cache, used.room)
+        self._desks.append(desk)
         ids.resize(offsets[-1], refcheck=False)
         return ids, offsets
+
+    def _desk(self, cache: _Words | None = None, room: _Room | None = None) -> _Desk:
+        cache, room = cache or self._cache(), room or _room(128)
+        arrays = (*self._merges, *cache, *room)
+        return _Desk(cache, room, np.array([number for a in arrays for number in (a.ctypes.data, len(a))]))
 
     def _cache(self) -> _Words:
         """A new cache that knows the pieces that are one token."""
@@ -86,7 +93,7 @@ class Encoder:
 
     def forget(self) -> None:
         """Empty the cache of pieces met before; ids do not change."""
-        self._caches = [(self._cache(), _room(128))]
+        self._desks = [self._desk()]
 
 
 def all_pairs(ids: Mapping[bytes, int]) -> tuple[Ids, Ids]:
@@ -136,6 +143,23 @@ LETTERS, IDS = 8, 2  # room in the tables, per slot
 
 
 # ---------------------------------------------------------------- instructions
+
+
+@intrinsic
+def _view(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
+    """The array of `size` items at an address."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from numba.np.arrayobj import populate_array
+
+        array, item = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
+        step = context.get_constant(types.intp, context.get_abi_sizeof(item))
+        place = builder.inttoptr(args[0], item.as_pointer())
+        populate_array(array, data=place, shape=[args[1]], strides=[step], itemsize=step, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), make
 
 
 @intrinsic
@@ -528,6 +552,15 @@ def _room(size: int) -> _Room:
     )
 
 
+class _Desk(NamedTuple):
+    """What a thread works with, and the address and length of each array: one argument instead of fourteen, which
+    would cost a short text more than its encoding."""
+
+    cache: _Words
+    room: _Room
+    places: npt.NDArray[np.int64]
+
+
 @_inner
 def _fresh(data, i, size, merges, room, ids, o):
     """Write the ids of a piece that was not met before to ids[o:]; returns where they end."""
@@ -624,7 +657,20 @@ def _play_again(ranks, levels, top, p):
 
 
 @_outer
-def _encode(data, starts, begins, merges, cache, room, ids, offsets, at):
+def _encode(places, data, starts, begins, ids, offsets, at):
+    p = places
+    byte_ids, pairs = _view(p[0], p[1], np.int32), _view(p[2], p[3], np.uint32)
+    merges = _Merges(byte_ids, pairs, _view(p[4], p[5], np.uint64), _view(p[6], p[7], np.int32))
+    letters, kept = _view(p[10], p[11], np.uint8), _view(p[12], p[13], np.int32)
+    cache = _Words(_view(p[8], p[9], np.uint64), letters, kept, _view(p[14], p[15], np.int64))
+    names, after, before = _view(p[16], p[17], np.int32), _view(p[18], p[19], np.int32), _view(p[20], p[21], np.int32)
+    ranks, levels, batch = _view(p[22], p[23], np.uint32), _view(p[24], p[25], np.int64), _view(p[26], p[27], np.uint64)
+    room = _Room(names, after, before, ranks, levels, batch)
+    return _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at)
+
+
+@_inner
+def _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at):
     """Write the ids of all texts and where each text starts in them. Stops with NO_ROOM for a piece that `room` cannot
     hold and with FULL if the cache must grow; called again it goes on. `at` is [where the next piece begins, where it
     ends, ids so far, number of the text]."""
