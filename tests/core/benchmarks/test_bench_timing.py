@@ -1,5 +1,6 @@
 """The frame of all benchmarks: turns, ratios, processes of their own, tables, the change since a saved result."""
 
+import importlib
 import json
 import os
 import sys
@@ -9,11 +10,9 @@ import pytest
 
 from luthier.core.benchmarks import report
 from luthier.core.benchmarks.timing import (
-    Memory,
     Tool,
     in_child,
     load_own,
-    most_memory,
     race,
     rate_row,
     rows_of,
@@ -87,7 +86,15 @@ def test_thread_counts():
 # ---------------------------------------------------------------- processes
 
 
-def hold(megabytes: int) -> tuple[str, Memory]:
+IN_CHILD = """
+import os
+
+import numpy as np
+
+from luthier.core.benchmarks.timing import most_memory
+
+
+def hold(megabytes):
     np.ones(megabytes << 18)  # twice as much before
     with most_memory() as memory:
         np.ones(megabytes << 17)
@@ -95,18 +102,22 @@ def hold(megabytes: int) -> tuple[str, Memory]:
     return os.environ["BENCH_TEST"], memory
 
 
-def fail() -> None:
+def fail():
     raise ValueError("no")
+"""
 
 
-def test_a_process_of_its_own(capfd):
-    found, memory = in_child(hold, 64, environment={"BENCH_TEST": "7"})
+def test_a_process_of_its_own(capfd, tmp_path, monkeypatch):
+    (tmp_path / "bench_in_child.py").write_text(IN_CHILD)
+    monkeypatch.syspath_prepend(tmp_path)
+    child = importlib.import_module("bench_in_child")
+    found, memory = in_child(child.hold, 64, environment={"BENCH_TEST": "7"})
     assert found == "7" and "BENCH_TEST" not in os.environ
     if sys.platform == "linux":
         assert 60e6 < memory.most - memory.before < 90e6
     assert "what a library prints" not in capfd.readouterr().out
     with pytest.raises(ValueError, match="no"):
-        in_child(fail)
+        in_child(child.fail)
     with pytest.raises(RuntimeError, match=r"_exit died in its process \(exit code 3\)"):
         in_child(os._exit, 3)
 
