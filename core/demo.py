@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import read_json, run_facts
+from luthier.core.compiling import compiling_ahead
 from luthier.core.console import duration, say
 from luthier.core.project import Project, Run, load_project, run_project
 
@@ -45,7 +46,8 @@ def demo(out: Path = Path("luthier-demo"), sample: Path | None = None) -> Demo:
     """Run the whole process on the sample company in `out`; `sample` is another folder of the same shape."""
     started = time.perf_counter()
     copy_sample(out, sample)
-    done = Demo(out, run_project(out))
+    with compiling_ahead():
+        done = Demo(out, run_project(out))
     project = load_project(out)
     done.answers = ask_a_few(project)
     done.notices = write_notices(project)

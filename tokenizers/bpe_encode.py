@@ -106,10 +106,8 @@ def all_pairs(ids: Mapping[bytes, int]) -> tuple[Ids, Ids]:
 
 def join_pairs(ids: Mapping[bytes, int], tokens: Sequence[bytes], pairs: Ids) -> Ids:
     """The id of the bytes that each pair of `tokens` makes together, -1 where they are no token."""
-    letters, ends = _letters(tokens)
-    room, joined = np.empty(2 * max(map(len, tokens), default=0), np.uint8), np.empty(len(pairs), np.int32)
-    _join_pairs(letters, ends, pairs, _table(ids)[3], room, joined)
-    return joined
+    together = [ids.get(tokens[left] + tokens[right], -1) for left, right in pairs.tolist()]
+    return np.array(together, np.int32)
 
 
 def _letters(tokens: Collection[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -130,6 +128,7 @@ def _table(ids: Mapping[bytes, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
 _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _outer, _inner = njit(**_FAST), njit(**_BARE)
+_within = njit(inline="always", **_BARE)  # called at one place only: compiled there, once
 intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
 
 _U = np.uint64
@@ -432,7 +431,7 @@ def _seek(words, s, first, second, data, i, size):
     return s
 
 
-@_inner
+@_within
 def _copy_ids(words, s, ids, o):
     """Write the ids of slot s to ids[o:], and perhaps one more; returns where they end."""
     count = np.int64(words.slots[s + 3])
@@ -445,7 +444,7 @@ def _copy_ids(words, s, ids, o):
     return o + count
 
 
-@_inner
+@_within
 def _has_room(words, size):
     return (
         10 * words.used[0] < len(words.slots)  # two of five slots: most pieces are where they belong
@@ -485,7 +484,7 @@ def _fill_words(words, letters, ends, ids, merges, room, whole):
         if whole or (room.after[0] == size and room.ids[0] == ids[k]):
             first, second = _short_key(letters, begin, size) if size <= INLINE else _long_key(letters, begin, size)
             s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
-            _remember(words, s, first, second, letters, begin, size, ids, k, 1)
+            _remember(words, s, first, second, letters, begin, size, ids, np.int64(k), np.int64(1))
         begin = ends[k]
 
 
@@ -509,18 +508,6 @@ def _all_pairs(letters, ends, ids, words, pairs, joined):
                 count += 1
         begin = ends[k]
     return count
-
-
-@_outer
-def _join_pairs(letters, ends, pairs, words, room, joined):
-    for k in range(len(pairs)):
-        size = 0
-        for j in range(2):
-            i = pairs[k, j]
-            for b in range(ends[i - 1] if i else 0, ends[i]):
-                room[size] = letters[b]
-                size += 1
-        joined[k] = _id_of(words, room, np.int64(0), np.int64(size)) if size else -1
 
 
 # ---------------------------------------------------------------- new pieces
@@ -625,7 +612,7 @@ def _join(data, i, size, merges, room):
                 _play_again(ranks, levels, top, prior)
 
 
-@_inner
+@_within
 def _set_matches(ranks, levels, size):
     """Play all matches above the ranks of `size` symbols; returns the highest level, which is one match."""
     count, top = size, 0
@@ -669,7 +656,7 @@ def _encode(places, data, starts, begins, ids, offsets, at):
     return _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at)
 
 
-@_inner
+@_within
 def _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at):
     """Write the ids of all texts and where each text starts in them. Stops with NO_ROOM for a piece that `room` cannot
     hold and with FULL if the cache must grow; called again it goes on. `at` is [where the next piece begins, where it

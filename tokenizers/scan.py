@@ -21,6 +21,7 @@ after punctuation and letters without case before capitals).
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic as _intrinsic
 
-__all__ = ["RULES", "ends_of", "scan"]
+__all__ = ["RULES", "compiled", "ends_of", "scan"]
 
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 NONE, LETTER, NUMBER, SPACE, NEWLINE, UPPER, LOWER = map(np.int64, (0, 1, 2, 4, 8, 16, 32))
@@ -66,6 +67,12 @@ def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     return ends[1:]
 
 
+def compiled() -> bool:
+    """Whether this machine has the compiled code on disk."""
+    place = Path(_scan.stats.cache_path)
+    return any(place.glob(f"{Path(__file__).stem}._scan-*.nbi"))
+
+
 @cache
 def _class_table() -> npt.NDArray[np.uint8]:
     """For every code point the bits of its classes."""
@@ -82,6 +89,7 @@ def _class_table() -> npt.NDArray[np.uint8]:
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
 _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _outer, _inner = njit(**_FAST), njit(**_BARE)
+_within = njit(inline="always", **_BARE)  # called at one place only: compiled there, once
 intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
 
 
@@ -283,7 +291,7 @@ def _ascii_masks(typingctx: Any, data: Any, i: Any) -> Any:
     return types.UniTuple(types.uint64, 10)(data, i), make
 
 
-@njit(inline="always", **_BARE)
+@_within
 def _masks(data, last, table, w, rule, spill):
     """Masks of block w: letters, capitals, small letters, marks, numerals, white space, newlines, blanks, apostrophes,
     slashes, continuation bytes, white space beyond ASCII; and what the block's last character has in the next block
@@ -338,7 +346,7 @@ def _scan(data, starts, last, table, rule, digits, whole_end, begins):
         _scan_text(text, last, table, rule, digits, whole_end, begins[first : first + (len(text) >> 6) + 1])
 
 
-@_inner
+@_within
 def _scan_text(data, last, table, rule, digits, whole_end, begins):
     """Set the bits where the pieces of one text begin; `last` holds its last, incomplete block. Names with _b hold, in
     bit 0, what the block before says of its last byte; names with _a belong to the block after."""

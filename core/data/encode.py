@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.artifacts import Artifact, hash_file, read_json, write_jsonl
+from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import Split
 from luthier.core.data.shards import FACTS, MAX_TOKENS, SOURCES, ShardWriter, write_facts
@@ -105,6 +106,7 @@ def encode(
     with work:
         from luthier.tokenizers.formats import load_tokenizer
 
+        announce_compiling()
         _write(work.folder, read_texts(inputs, general=config.general), load_tokenizer(tokenizer), hashes, config)
         _copy_tokenizer(Path(tokenizer), work.folder)
     return _summary(out)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
+from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.texts import find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError
@@ -198,6 +199,7 @@ class _Texts:
 def _count(texts: _Texts, config: TokenizerConfig, pattern: str) -> WordCounts:
     from luthier.tokenizers.word_counts import count_words
 
+    announce_compiling()
     with progress("counting words", texts.size(), "bytes") as advance:
         return count_words(
             texts.read(advance),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.artifacts import Artifact, read_json, read_jsonl, read_manifest, write_json, write_jsonl
+from luthier.core.compiling import announce_compiling
 from luthier.core.console import say
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
@@ -146,6 +147,7 @@ def _train_into(folder: Path, text: Rows, config: VectorsConfig, start: Vectors 
     """Train and write the folder's files; returns the seconds that training took, compilation included."""
     from luthier.models.vectors import Vectors
 
+    announce_compiling()
     started = time.perf_counter()
     if config.method == "glove":
         from luthier.core.training.glove import glove

@@ -1,0 +1,84 @@
+"""Compiling once: Numba compiles a loop at its first call on a machine and keeps the machine code on disk.
+
+`announce_compiling` says so when it happens, so that nobody wonders at the first, slow call. `compiling_ahead` runs the
+stages that need compiled code on a few words in a process of its own, while the caller reads documents: on a second
+core the code is ready when it is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+from luthier.core.console import say
+
+__all__ = ["announce_compiling", "compiling_ahead"]
+
+TEXT = "The luthier's bench holds 12 planes, 3 gouges and a pot of glue. " * 40
+
+
+def announce_compiling() -> None:
+    """Say once in this process that code is being compiled, when Numba begins to."""
+    from numba.core import event
+
+    class Once(event.Listener):
+        told = False
+
+        def on_start(self, event: object) -> None:
+            if not Once.told:
+                say("compiling (only the first time on this machine: the code is kept on disk)")
+            Once.told = True
+
+        def on_end(self, event: object) -> None: ...
+
+    if not _listening:
+        _listening.append(Once())
+        event.register("numba:compile", _listening[0])
+
+
+_listening: list[object] = []
+
+
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """Compile in another process while the body runs, unless the code is there already or there is one core only."""
+    from luthier.tokenizers.scan import compiled
+
+    child = None
+    if not compiled() and (os.cpu_count() or 1) > 1:
+        say("compiling in the background (only the first time on this machine: the code is kept on disk)")
+        nowhere = subprocess.DEVNULL
+        command = [sys.executable, "-m", "luthier.core.compiling"]
+        child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        _listening.append(child)  # it has been said
+    try:
+        yield
+    finally:
+        if child is not None:
+            child.terminate()
+            child.wait()
+
+
+def _stages(folder: Path) -> None:
+    """The stages that need compiled code, on a few words."""
+    from luthier.core.data.encode import encode
+    from luthier.core.training.tokenizer import TokenizerConfig, train_tokenizer
+    from luthier.core.training.vectors import VectorsConfig, train_vectors
+
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    tokenizer, shards = folder / "tokenizer", folder / "shards"
+    train_tokenizer([folder / "text.txt"], tokenizer, TokenizerConfig(vocab_size=300))
+    encode([folder / "text.txt"], tokenizer, shards)
+    for method in ("word2vec", "glove"):
+        config = VectorsConfig(method=method, vector_size=16, epochs=1, min_count=1)
+        train_vectors([shards], folder / method, config, tokenizer=tokenizer)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        _stages(Path(place))
