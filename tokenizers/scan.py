@@ -69,8 +69,8 @@ def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 def compiled() -> bool:
     """Whether this machine has the compiled code on disk."""
-    place = Path(_scan.stats.cache_path)
-    return any(place.glob(f"{Path(__file__).stem}._scan-*.nbi"))
+    place = _scan.stats.cache_path
+    return place is not None and any(Path(place).glob(f"{Path(__file__).stem}._scan-*.nbi"))
 
 
 @cache
