@@ -81,8 +81,8 @@ class Tokenizer:
     of ids in order of rank; `special_tokens` and `added_tokens` text → id; `pattern` a name in PATTERNS or an
     expression; `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges
     say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
-    places. `kept` holds what a file said that concerns only other programs. `joined` [M] holds the
-    id that each merge makes. Raises VocabularyError naming the id or merge that is wrong.
+    places. `kept` holds what a file said that concerns only other programs. `joined` [M] is the id that each merge
+    makes, looked up where the caller does not know it. Raises VocabularyError naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Tokenizer:
         pad_token: str | None = None,
         chat_template: str | None = None,
         kept: Mapping[str, Any] | None = None,
+        joined: Ids | None = None,
     ) -> None:
         compile_pattern(pattern)
         self.tokens = list(tokens)
@@ -114,7 +115,7 @@ class Tokenizer:
         self.kept = dict(kept or {})
         self._check_added()
         self._check_tokens()
-        self.joined = self._join_merges(self.ids_of_bytes)
+        self.joined = self._join_merges(self.ids_of_bytes) if joined is None else joined
         self._encoder = Encoder(self.ids_of_bytes, self.merges, self.joined, whole_pieces=whole_pieces)
 
     # ------------------------------------------------------------ facts

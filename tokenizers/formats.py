@@ -352,13 +352,13 @@ def load_tiktoken(
     by_id = by_rank | {i: text.encode("utf-8") for text, i in special.items()}
     if clash := [text for text, i in special.items() if i in by_rank]:
         raise TokenizerFileError(f"{file}: rank {special[clash[0]]} of the special token {clash[0]!r} is in the file")
-    gap = next((i for i in range(max(by_rank, default=0)) if i not in by_id), None)
-    if gap is not None:
-        raise TokenizerFileError(f"{file}: no token has rank {gap}; ranks must be without gaps")
+    if gaps := set(range(max(by_rank, default=0))) - by_id.keys():
+        raise TokenizerFileError(f"{file}: no token has rank {min(gaps)}; ranks must be without gaps")
     tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
     try:
-        merges, _ = all_pairs({by_rank[i]: i for i in sorted(by_rank)})
-        return Tokenizer(tokens, merges, pattern=pattern, special_tokens=special, whole_pieces=True, **settings)
+        merges, joined = all_pairs({by_rank[i]: i for i in sorted(by_rank)})
+        settings |= {"special_tokens": special, "whole_pieces": True, "joined": joined}
+        return Tokenizer(tokens, merges, pattern=pattern, **settings)
     except ValueError as error:
         raise TokenizerFileError(f"{file}: {error}") from error
 
