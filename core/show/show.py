@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.core.artifacts import read_json, read_jsonl, read_manifest
 from luthier.core.errors import InputError
+from luthier.core.show.kernels import PREFIX, show_kernel
 
 __all__ = ["show"]
 
@@ -52,7 +53,7 @@ def show(
 
     `text` is tried on a tokenizer, a model or an index; `word` and `report` (a corpus) on a tokenizer, also that of a
     model; `near` and `analogy` (three words: what is nearest to a - b + c?) on vectors. Raises InputError if `path`
-    does not exist or is nothing that luthier knows.
+    does not exist or is nothing that luthier knows; `kernel:attention` and the like are kernels.
     """
     path, wish = Path(path), Wish(text, word, report, near, analogy)
     if (word is not None or report is not None) and (path.is_file() or _holds_tokenizer(path)):
@@ -61,6 +62,8 @@ def show(
         _folder(path, wish)
     elif path.is_file():
         _file(path, wish)
+    elif str(path).startswith(PREFIX):
+        show_kernel(str(path))
     else:
         raise InputError(f"{path}: no such file or folder")
 
