@@ -353,7 +353,10 @@ def load_tiktoken(
     if clash := [text for text, i in special.items() if i in by_rank]:
         raise TokenizerFileError(f"{file}: rank {special[clash[0]]} of the special token {clash[0]!r} is in the file")
     if gaps := set(range(max(by_rank, default=0))) - by_id.keys():
-        raise TokenizerFileError(f"{file}: no token has rank {min(gaps)}; ranks must be without gaps")
+        raise TokenizerFileError(
+            f"{file}: no token has rank {min(gaps)}; ranks must be without gaps\n"
+            f"If a special token stands there, name it: special_tokens={{'<|endoftext|>': {min(gaps)}}}"
+        )
     tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
     try:
         merges, joined = all_pairs({by_rank[i]: i for i in sorted(by_rank)})

@@ -236,7 +236,7 @@ def _ranks(file: Path) -> dict[bytes, int]:
 
 
 def _gigatoken(vocabulary: Vocabulary) -> Peer | None:
-    import gigatoken
+    import gigatoken  # pyright: ignore[reportMissingImports]
 
     def tokenizer() -> Any:
         if vocabulary.kind == PIECES:
@@ -303,7 +303,7 @@ def _hugging_face_file(vocabulary: Vocabulary) -> Path:
 def _bpe_openai(vocabulary: Vocabulary) -> Peer | None:
     if vocabulary.kind != RANKS:
         return None
-    import bpe_openai
+    import bpe_openai  # pyright: ignore[reportMissingImports]
 
     name = vocabulary.file.stem
     if not _works(lambda: bpe_openai.get_encoding(name)):

@@ -139,7 +139,7 @@ def _ours_learned(tokenizer: Any, work: Work) -> Learned:
 
 
 def _gigatoken(work: Work) -> Callable[[], Any]:
-    import gigatoken
+    import gigatoken  # pyright: ignore[reportMissingImports]
 
     data = "".join(work.texts).encode("utf-8")
     return lambda: _silent(gigatoken.train_bpe, data, work.size, [END])
