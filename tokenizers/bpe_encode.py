@@ -45,6 +45,10 @@ class Encoder:
     def __init__(
         self, ids: Mapping[bytes, int], merges: Ids, joined: Ids, *, whole_pieces: bool, ranks: Ids | None = None
     ) -> None:
+        if max(len(merges), max(ids.values(), default=0) + 1) >= MOST_IDS:
+            raise ValueError(
+                f"{len(merges):,} merges of {len(ids):,} tokens: fewer than {MOST_IDS:,} of each are possible"
+            )
         self.byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
         slots = _aligned(8 << (len(merges) // 4).bit_length())
         ranks = np.arange(len(merges), dtype=np.int32) if ranks is None else ranks
@@ -87,7 +91,10 @@ class Encoder:
     def _cache(self) -> _Words:
         """A new cache that knows the pieces that are one token."""
         slots = max(FIRST_SLOTS, 2 << (2 * len(self._ids)).bit_length())
-        cache, room = _words(slots), _room(max(128, int(np.diff(self._ends, prepend=0).max(initial=0))))
+        cache, room = (
+            _words(slots, len(self._letters)),
+            _room(max(128, int(np.diff(self._ends, prepend=0).max(initial=0)))),
+        )
         _fill_words(cache, self._letters, self._ends, self._ids, self._merges, room, self._whole)
         return cache
 
@@ -118,7 +125,7 @@ def _letters(tokens: Collection[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 def _table(ids: Mapping[bytes, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Ids, _Words]:
     """Tokens in a table: their bytes, where each ends, their ids, the table."""
     (letters, ends), numbers = _letters(ids), np.fromiter(ids.values(), np.int32, len(ids))
-    words, nothing = _words(2 << (2 * len(ids)).bit_length()), np.empty(0, np.int32)
+    words, nothing = _words(2 << (2 * len(ids)).bit_length(), len(letters)), np.empty(0, np.int32)
     merges = _Merges(nothing, nothing.view(np.uint32), np.empty(0, np.uint64), nothing)
     _fill_words(words, letters, ends, numbers, merges, _room(1), True)
     return letters, ends, numbers, words
@@ -328,10 +335,11 @@ class _Words(NamedTuple):
     used: npt.NDArray[np.int64]
 
 
-def _words(slots: int) -> _Words:
-    """An empty table. Two slots share a line of the processor's cache, none straddles two."""
-    letters, ids = np.empty(slots * LETTERS, np.uint8), np.empty(slots * IDS, np.int32)
-    return _Words(_aligned(4 * slots), letters, ids, np.zeros(3, np.int64))
+def _words(slots: int, letters: int) -> _Words:
+    """An empty table, with room for so many letters more than its slots bring. Two slots share a line of the
+    processor's cache, none straddles two."""
+    row, ids = np.empty(slots * LETTERS + letters, np.uint8), np.empty(slots * IDS, np.int32)
+    return _Words(_aligned(4 * slots), row, ids, np.zeros(3, np.int64))
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint64]:
@@ -344,7 +352,7 @@ def _aligned(size: int) -> npt.NDArray[np.uint64]:
 
 def _larger(old: _Words) -> _Words:
     """A table with twice the room that holds the same."""
-    new = _words(len(old.slots) // 2)
+    new = _words(len(old.slots) // 2, len(old.letters))
     new.letters[: len(old.letters)], new.ids[: len(old.ids)], new.used[:] = old.letters, old.ids, old.used
     _rehash(old.slots, new.slots)
     return new

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.tokenizers.bpe import VocabularyError
+from luthier.tokenizers.bpe import Tokenizer, VocabularyError
+from luthier.tokenizers.bpe_encode import Encoder
 from luthier.tokenizers.bpe_merge import _share_done
 from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, merges_by_the_book, train_bpe, train_on_words
 from luthier.tokenizers.formats import spell, unspell
@@ -129,3 +130,23 @@ def test_what_cannot_be():
     with pytest.raises(PatternError):
         train_bpe(["a"], 300, pattern="[")
     assert train_bpe([], 300).vocab_size == 260
+
+
+def test_thousands_of_long_tokens():
+    """Tokens of some hundred bytes each, more letters than a table has by itself; and too many ids are refused."""
+    draw = np.random.default_rng(0)
+    words = [bytes(draw.choice(list(b"abcdefgh"), 1000).astype(np.uint8)) for _ in range(3)]
+    tokens, merges, ids = [bytes([b]) for b in range(256)], [], {}
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in ids:
+                left = ids.get(word[: end - 1], word[0])
+                ids[word[:end]] = len(tokens)
+                merges.append((left, word[end - 1]))
+                tokens.append(word[:end])
+    tokenizer = Tokenizer(tokens, merges)
+    assert sum(map(len, tokens)) > 1_000_000
+    text = b" ".join(words).decode()
+    assert tokenizer.encode_ordinary(text).tolist() == tokenizer.encode_reference(text)
+    with pytest.raises(ValueError, match="fewer than 1,048,576"):
+        Encoder({b"a": 1 << 20}, np.empty((0, 2), np.int32), np.empty(0, np.int32), whole_pieces=True)
