@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "Example", "Windows", "chance", "mixed", "pack", "split_rows"]
+__all__ = ["IGNORED", "Batch", "Example", "Mixture", "Windows", "chance", "mixed", "named", "pack", "split_rows"]
 
 IGNORED = -100
 
@@ -52,6 +52,12 @@ class Batch:
     def trained(self) -> int:
         """Number of labels that count."""
         return int((self.labels_BT != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        if self.ids_BT.device == device:
+            return self
+        return replace(self, **{n: getattr(self, n).to(device) for n in ("ids_BT", "labels_BT", "document_BT")})
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Windows:
         number: int = 0,
     ) -> None:
         lengths = offsets[1:] - offsets[:-1]
-        self.tokens, self.starts, self.names, self.context = tokens, offsets[:-1], names, context
+        self.tokens, self.starts, self.names, self.context, self.number = tokens, offsets[:-1], names, context, number
         self.chosen = chosen[lengths[chosen] > 0]
         self.lengths = lengths
         self.total = int(lengths[self.chosen].sum())
@@ -129,6 +135,26 @@ def mixed(first: Windows, second: Windows | None, share: float, position: int) -
         return first[position]
     before, after = int(position * share), int((position + 1) * share)
     return second[before] if after > before else first[position - before]
+
+
+class Mixture:
+    """Several kinds of windows in fixed shares (any positive numbers), evenly spread. Which window stands at a position
+    is a closed formula: the last kind's share is dealt out against all others, then the one before, and so on."""
+
+    def __init__(self, parts: Sequence[tuple[Windows, float]]) -> None:
+        total = sum(share for _, share in parts)
+        self.parts = [(windows, share / total) for windows, share in parts]
+
+    def __getitem__(self, position: int) -> Example:
+        """The window at `position`, counted from the start of the run."""
+        left = 1.0
+        for windows, share in reversed(self.parts[1:]):
+            of = share / left
+            before, after = int(position * of), int((position + 1) * of)
+            if after > before:
+                return windows[before]
+            position, left = position - before, left - share
+        return self.parts[0][0][position]
 
 
 # ---------------------------------------------------------------- rows
@@ -173,3 +199,10 @@ def split_rows(batch: Batch, most: int) -> Iterator[Batch]:
     for i in range(0, rows, most or rows):
         part = slice(i, i + (most or rows))
         yield Batch(batch.ids_BT[part], batch.labels_BT[part], batch.document_BT[part], batch.sources)
+
+
+def named(batch: Batch, most: int = 12) -> str:
+    """The documents of a batch in words: the first names, and how many more there are."""
+    names = [str(name) for source in batch.sources for name in (source if isinstance(source, tuple) else (source,))]
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "unknown"

@@ -1,121 +1,298 @@
 """Checkpoints: everything that a killed run needs to go on as if nothing had happened.
 
     step-00001000/
-        model.safetensors        the weights, in the precision they are trained in
-        optimizer.safetensors    running means of every weight: `OPTIMIZER.WEIGHT.NAME`
-        state.json               step, position in the data, length of metrics.jsonl, threads, library versions
+        model.safetensors        the trained weights, in the precision they are trained in
+        optimizer.safetensors    running means of every weight, `OPTIMIZER.WEIGHT.NAME`; torch's random state
+        state.json               step, position in the data, length of metrics.jsonl …; and how it was computed:
+                                 threads, compiling, kernels, number of processes, version of torch
 
-The data order and the learning rate are functions of the step (batches.py, schedules.py), and training draws no
-random numbers, so there is nothing else to store. Sums of floating-point numbers depend on how threads share the
-work: the number of threads is part of the state, and is set again on resume.
+The data order and the learning rate are functions of the step (batches.py, schedules.py) and are not stored. Sums of
+floating-point numbers depend on how threads share the work and on which kernel adds them: what was chosen at the start
+is part of the state, is used again on resume, and is not changed in silence.
 
-A checkpoint is written under another name, forced to disk and renamed; then the one before is deleted. At every
-moment there is at least one whole one, a disk that fills up included.
+**Beside the loop.** `save` copies the tensors, which takes as long as reading them once, and a thread writes the copy
+while the loop goes on. It writes under another name, forces the bytes to disk, renames, and only then deletes the one
+before. At every moment there is at least one whole checkpoint, a disk that fills up included.
+
+**Several processes** write together through PyTorch's distributed checkpoint (`torch.distributed.checkpoint`), each its
+own shards; any number of processes, one included, can read them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from luthier.core.artifacts import read_json, write_json
-from luthier.core.console import say
 from luthier.core.errors import TrainingError
 
-__all__ = ["load_checkpoint", "remove_checkpoints", "save_checkpoint"]
+__all__ = ["Checkpoints", "agree", "at_step", "load_checkpoint", "newest"]
 
 PATTERN = "step-*"
+STATE = "state.json"
+WRITING, DELETED = ".step.writing", ".step.deleted"
+# What a checkpoint says about how it was computed, in words and with the setting that changes it.
+CHOICES = {
+    "threads": "--threads",
+    "compile": "--compile",
+    "kernels": "the machine's kernels",
+    "processes": "the number of processes",
+    "micro_batch": "--micro-batch",
+    "torch": "the version of PyTorch",
+}
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer], facts: dict[str, Any]
-) -> None:
-    """Write `step-…` into `folder` and delete the older ones. Raises TrainingError if the disk takes no more."""
-    place, unfinished = folder / f"step-{step:08d}", folder / ".step.writing"
-    older = [p for p in folder.glob(PATTERN) if p != place]
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        _save(_weights(model), unfinished / "model.safetensors")
-        _save(_means(optimizers), unfinished / "optimizer.safetensors")
-        facts = {"step": step, "threads": torch.get_num_threads(), **_versions(), **facts}
-        write_json(unfinished / "state.json", facts)
-        shutil.rmtree(place, ignore_errors=True)
-        unfinished.rename(place)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        last = f"{max(older).name} is whole; " if older else ""
-        raise TrainingError(
-            f"the checkpoint of step {step} could not be written: {error.strerror}\n{last}make room on the disk of "
-            f"{folder.parent} and start the same command again"
-        ) from error
-    for path in older:
-        shutil.rmtree(path)
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the most steps in `folder`."""
+    return max(folder.glob(PATTERN), default=None)
 
 
-def load_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any] | None:
-    """Put the newest checkpoint of `folder` into model and optimizers; its state, or None if there is none.
+def at_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
 
-    One that another version of PyTorch wrote is passed over with a word: going on would not be exact.
+
+class Checkpoints:
+    """Writes the checkpoints of one run, one at a time, beside the loop. Use it as a context: leaving it waits.
+
+    `main` is true in the one process that renames and deletes; `group` is the process group that writes together, and
+    None where there is one process only.
     """
-    found = sorted(folder.glob(PATTERN))
-    if not found:
-        return None
-    state = read_json(found[-1] / "state.json")
-    if any(state.get(key) != value for key, value in _versions().items()):
-        say(f"starting anew: {found[-1].name} was written by torch {state.get('torch')}, this is {torch.__version__}")
-        remove_checkpoints(folder)
-        return None
-    torch.set_num_threads(state["threads"])
-    weights = load_file(found[-1] / "model.safetensors")
+
+    def __init__(self, folder: Path, *, main: bool = True, group: Any = None) -> None:
+        self.folder, self.main, self.group = Path(folder), main, group
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+        self._step = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last one is still being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        facts: dict[str, Any],
+        keep: Collection[int] = (),
+    ) -> None:
+        """Copy the state and begin to write it as `step-…`; then only this one and those of the steps `keep` stay.
+
+        TrainingError if the one before could not be written.
+        """
+        self.wait()
+        whole = {**_prefixed("weights", trained_weights(model)), **_prefixed("optimizer", _means(optimizers))}
+        whole |= _prefixed("random", _random_state())
+        copy = {name: value.detach().to("cpu", copy=True) for name, value in whole.items()}
+        self._step = step
+        self._thread = threading.Thread(target=self._write, args=(step, copy, {"step": step, **facts}, set(keep)))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last one is on disk. TrainingError if it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            last = newest(self.folder)
+            raise TrainingError(
+                f"the checkpoint of step {self._step} could not be written: {error.strerror}\n"
+                f"{f'{last.name} is whole; ' if last else ''}make room on the disk of {self.folder.parent} and start "
+                "the same command again"
+            ) from error
+
+    def drop(self, after: int) -> None:
+        """Delete the checkpoints of later steps than `after`: a run that was rolled back does not go on from them."""
+        self.wait()
+        if self.main:
+            for path in sorted(self.folder.glob(PATTERN), reverse=True):
+                if path > at_step(self.folder, after):
+                    self._delete(path)
+
+    def remove(self, keep: Collection[int] = ()) -> None:
+        """Delete all but those of the steps `keep`: the run has ended."""
+        self.wait()
+        if self.main:
+            self._prune(set(keep))
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: set[int]) -> None:
+        """In the thread: all files under another name, then the rename, then the pruning."""
+        unfinished = self.folder / WRITING
+        try:
+            if self.main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+            if self.group is None:
+                _save(_under("weights", tensors), unfinished / "model.safetensors")
+                _save(tensors_of_optimizer(tensors), unfinished / "optimizer.safetensors")
+            else:
+                _save_together(tensors, unfinished, self.group)
+            if self.main:
+                write_json(unfinished / STATE, facts)
+                place = at_step(self.folder, step)
+                self._delete(place)
+                unfinished.rename(place)
+                self._prune(keep | {step})
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._error = error
+        except Exception as error:  # safetensors and DCP wrap what the operating system says in errors of their own
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._error = OSError(0, str(error).splitlines()[0])
+
+    def _prune(self, keep: set[int]) -> None:
+        kept = {at_step(self.folder, step) for step in keep}
+        for path in (*sorted(self.folder.glob(PATTERN)), self.folder / WRITING, self.folder / DELETED):
+            if path not in kept:
+                self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        """Under another name first: a kill half-way must not leave half a checkpoint that looks like one."""
+        gone = self.folder / DELETED
+        shutil.rmtree(gone, ignore_errors=True)
+        if path.is_dir():
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()  # an interrupted run still finishes the checkpoint it began
+
+
+def agree(state: dict[str, Any], now: dict[str, Any], forced: Collection[str], where: Path, inexact: bool) -> None:
+    """Whether a run that computes as `now` says may go on from a checkpoint. TrainingError if the result would differ.
+
+    `forced` are the choices that somebody asked for; the others follow the checkpoint where they can.
+    """
+    fixed = {*forced, "kernels", "processes", "torch"}
+    differ = [key for key in CHOICES if key in fixed and key in state and state[key] != now.get(key)]
+    if differ and not inexact:
+        what = "; ".join(f"{CHOICES[key]}: {state[key]} then, {now.get(key)} now" for key in differ)
+        raise TrainingError(
+            f"{where} was computed otherwise ({what}): going on would not give the same bits\n"
+            "Set it as it was, or go on with --allow-inexact, equal up to rounding; without the folder it starts anew."
+        )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_checkpoint(place: Path, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Put a checkpoint into model, optimizers and torch's random state; returns its state.json."""
+    state = read_json(place / STATE)
+    if (place / "model.safetensors").is_file():
+        from safetensors.torch import load_file
+
+        weights = load_file(place / "model.safetensors")
+        means = load_file(place / "optimizer.safetensors")
+    else:
+        weights, means = _load_together(place, model, optimizers)
+    known = trained_weights(model)
+    if weights.keys() != known.keys():
+        name = min(weights.keys() ^ known.keys())
+        raise TrainingError(f"{place} belongs to another model: {name} is in one of them only")
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in known.items():
             p.copy_(weights[name])
-    means = load_file(found[-1] / "optimizer.safetensors")
     for number, optimizer in enumerate(optimizers):
-        known = optimizer.state_dict()
-        known["state"] = {}
+        whole = optimizer.state_dict()
+        whole["state"] = {}
         for key, value in means.items():
-            of, weight, name = key.split(".")
+            of, weight, name = key.split(".") if not key.startswith("random.") else ("-1", "0", "")
             if int(of) == number:
-                known["state"].setdefault(int(weight), {})[name] = value
-        optimizer.load_state_dict(known)
+                whole["state"].setdefault(int(weight), {})[name] = value
+        optimizer.load_state_dict(whole)
+    if "random.cpu" in means:
+        torch.set_rng_state(means["random.cpu"])
     return state
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Delete all checkpoints of `folder`: the run has ended."""
-    for path in (*folder.glob(PATTERN), folder / ".step.writing"):
-        shutil.rmtree(path, ignore_errors=True)
+def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters that are trained, by name, each once: tied weights are one parameter, frozen ones are the base's."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__}
-
-
-def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters by name, each once: tied weights are one parameter."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters()}
-
-
-def _means(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+def _means(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
-        f"{number}.{weight}.{name}": value.contiguous()
+        f"{number}.{weight}.{name}": value
         for number, optimizer in enumerate(optimizers)
         for weight, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file(tensors, path)
+def _random_state() -> dict[str, Tensor]:
+    return {"cpu": torch.get_rng_state()}
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+
+
+def tensors_of_optimizer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What goes into optimizer.safetensors."""
+    return {**_under("optimizer", tensors), **{k: v for k, v in tensors.items() if k.startswith("random.")}}
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _save_together(tensors: dict[str, Tensor], place: Path, group: Any) -> None:
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    dist.barrier(group)  # the folder is there
+    dcp.save(tensors, checkpoint_id=place, process_group=group)  # pyright: ignore[reportPrivateImportUsage]
+    dist.barrier(group)  # all have written
+
+
+def _load_together(
+    place: Path, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and running means in the shape this run has them in, whatever number of processes wrote them."""
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    alone = not (dist.is_available() and dist.is_initialized())
+    reader: Any = dcp.FileSystemReader(place)  # pyright: ignore[reportPrivateImportUsage]
+    stored = reader.read_metadata().state_dict_metadata
+    target = {f"weights.{name}": torch.empty_like(p) for name, p in trained_weights(model).items()}
+    weights = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+    for key, about in stored.items():
+        if key.startswith("optimizer."):
+            _, of, weight, _name = key.split(".")
+            like = weights[int(of)][int(weight)]
+            kind = about.properties.dtype
+            same = like.shape == about.size
+            target[key] = torch.zeros_like(like, dtype=kind) if same else torch.zeros(about.size, dtype=kind)
+        elif key.startswith("random."):
+            target[key] = torch.zeros(about.size, dtype=about.properties.dtype)
+    dcp.load(target, checkpoint_id=place, no_dist=alone)  # pyright: ignore[reportPrivateImportUsage]
+    return _under("weights", target), tensors_of_optimizer(target)

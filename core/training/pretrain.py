@@ -19,26 +19,34 @@ Legend: B rows of a batch, T tokens a row (`context`), V vocabulary, C hidden si
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.artifacts import Artifact, hash_file, read_json
+from luthier.core.artifacts import Artifact, hash_file, read_json, write_json
 from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError, did_you_mean
+from luthier.core.training.curves import check_curves
+from luthier.core.training.loop_config import UNSEEN, LoopConfig
+from luthier.core.training.plan import quiet_unless, say_plan
 
 if TYPE_CHECKING:
     from luthier.core.data.shards import Shards
-    from luthier.core.training.batches import Batch, Windows
+    from luthier.core.training.batches import Batch, Mixture, Windows
     from luthier.core.training.loop import Fitted
+    from luthier.core.training.parallel import Workers
     from luthier.models.config import ModelConfig
     from luthier.models.transformer import Transformer
 
-__all__ = ["PretrainConfig", "PretrainSummary", "pretrain"]
+__all__ = ["Prepared", "PretrainConfig", "PretrainSummary", "prepare", "pretrain"]
+
+RUN = "run.json"
+SAMPLE = 80  # tokens
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(LoopConfig):
     """What model is made, of what, and for how long. 0 in a size means: as in the preset."""
 
     model: str = "demo"
@@ -83,17 +91,22 @@ class PretrainConfig:
     """Steps between measurements on held-out text; 0: eight in the run."""
     validation_tokens: int = 16_384
     """Most tokens of held-out text for these measurements."""
-    save_every: float = 30.0
-    """Seconds between checkpoints, from which an interrupted run goes on; no effect on the result."""
-    threads: int = 0
-    """CPU threads; 0: OMP_NUM_THREADS, or all cores. Another number gives another rounding."""
+    weights: tuple[float, ...] = ()
+    """Share of each folder of shards in the windows, in their order; left out: by their tokens."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp, each process holds the whole model; fsdp, a share of it (AdamW only)."""
     seed: int = 0
     """Seed of weights and data order."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive = ("context", "batch_size")
         zero_or_more = ("micro_batch", "steps", "tokens", "learning_rate", "weight_decay", "max_grad_norm")
-        _check(self, positive, (*zero_or_more, "evaluate_every", "threads"))
+        _check(self, positive, (*zero_or_more, "evaluate_every"))
+        if any(weight <= 0 for weight in self.weights):
+            raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")
+        if self.precision == "bf16-pure" and self.optimizer != "adamw":
+            raise ConfigError("precision = 'bf16-pure' rounds by chance, which AdamW does: add --optimizer adamw")
         if not 0 <= self.general_share < 1:
             raise ConfigError(f"general_share = {self.general_share}: expected 0 to below 1")
         if not self.steps and not self.tokens and self.epochs <= 0:
@@ -140,7 +153,7 @@ class PretrainSummary:
 
 
 def pretrain(
-    shards: Path,
+    shards: Path | Sequence[Path],
     out: Path,
     config: PretrainConfig | None = None,
     *,
@@ -148,84 +161,163 @@ def pretrain(
     vectors: Path | None = None,
     tokenizer: Path | None = None,
     overwrite: bool = False,
+    plan: bool = False,
 ) -> PretrainSummary:
-    """Train a new model on a folder of shards; `out` becomes a Hugging Face model folder.
+    """Train a new model on folders of shards, one or several; `out` becomes a Hugging Face model folder.
 
     `base`, a model's folder, is gone on from; its shape then replaces the preset's. `vectors` start a new model's
-    embedding; `tokenizer`, the one that made the shards, is saved beside the weights (left out: the base's). Raises
-    ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
+    embedding; `tokenizer`, the one that made the shards, is saved beside the weights (left out: the base's). `plan`
+    only says what would be done and whether it fits. Raises ArtifactError or InputError if the inputs do not fit
+    together, TrainingError if there is nothing to train on.
     """
-    from luthier.core.data.shards import open_shards
+    from luthier.core.training.parallel import start_workers
 
     config = config or PretrainConfig()
-    train, held_out = open_shards(shards, "train"), open_shards(shards, "validation")
-    if not len(train.tokens):
-        raise TrainingError(f"{shards} holds no text to train on\nEncode a corpus with at least one stable document.")
-    if base is not None and vectors is not None:
-        raise InputError(f"{base} has an embedding already: give a base model or vectors, not both")
-    tokenizer = tokenizer or base
-    if tokenizer is not None:
-        _same_tokenizer(train, Path(tokenizer))
-    inputs = {"shards": Path(shards), "base": _path(base), "vectors": _path(vectors), "tokenizer": _path(tokenizer)}
-    work = Artifact(out, "pretrain", settings(config), inputs, overwrite=overwrite)
-    if work.done:
+    check_curves(config)
+    folders = [shards] if isinstance(shards, str | Path) else list(shards)
+    given = Given(tuple(Path(f) for f in folders), _path(base), _path(vectors), _path(tokenizer or base))
+    given.check(config)
+    work = Artifact(out, "pretrain", settings(config), given.inputs(), overwrite=overwrite, caches=("tensorboard",))
+    if work.done and not plan:
         return PretrainSummary(Path(out), changed=False)
-    with work:
-        return _run(work, config, train, held_out, base, vectors, tokenizer)
+    workers = start_workers(config.parallel)
+    with quiet_unless(workers.main):
+        if plan:
+            say_plan(prepare(config, given), config)
+            return PretrainSummary(Path(out))
+        if not workers.main:  # its folder is made by the main process, which also writes it
+            workers.wait()
+            return _run(work, config, given, workers)
+        with work:
+            write_run(work.folder, "pretrain", config, asdict(given))
+            workers.wait()
+            return _run(work, config, given, workers)
 
 
-def _run(
-    work: Artifact,
-    config: PretrainConfig,
-    train: Shards,
-    held_out: Shards,
-    base: Path | None,
-    vectors: Path | None,
-    tokenizer: Path | None,
-) -> PretrainSummary:
+def _run(work: Artifact, config: PretrainConfig, given: Given, workers: Workers) -> PretrainSummary:
+    from luthier.core.training.loop import fit
+
+    prepared = prepare(config, given, workers)
+    say_plan(prepared, config)
+    done = fit(folder=work.folder, config=config, workers=workers, save_every=config.save_every, **prepared.arguments)
+    if workers.main or config.parallel == "fsdp":
+        save(prepared.whole(), work.folder if workers.main else None, given.tokenizer, given.base)
+    return summary_of(work.out, prepared.model, done)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The folders that a run is made of."""
+
+    shards: tuple[Path, ...]
+    base: Path | None = None
+    vectors: Path | None = None
+    tokenizer: Path | None = None
+
+    def check(self, config: PretrainConfig) -> None:
+        """Raises if they do not fit together, before anything is made."""
+        from luthier.core.data.shards import open_shards
+
+        if config.weights and len(config.weights) != len(self.shards):
+            raise ConfigError(f"{len(config.weights)} weights for {len(self.shards)} folders of shards: one each")
+        opened = [open_shards(folder, "train") for folder in self.shards]
+        for one in opened:
+            if not len(one.tokens):
+                raise TrainingError(
+                    f"{one.folder} holds no text to train on\nEncode a corpus with at least one stable document."
+                )
+            if one.tokenizer != opened[0].tokenizer:
+                raise InputError(f"{one.folder} was encoded with another tokenizer than {opened[0].folder}")
+            if self.tokenizer is not None:
+                _same_tokenizer(one, self.tokenizer)
+        if self.base is not None and self.vectors is not None:
+            raise InputError(f"{self.base} has an embedding already: give a base model or vectors, not both")
+
+    def inputs(self) -> dict[str, Path | None]:
+        """The same by name, for the manifest."""
+        names = ["shards", *(f"shards {i}" for i in range(2, len(self.shards) + 1))]
+        others = {"base": self.base, "vectors": self.vectors, "tokenizer": self.tokenizer}
+        return {**dict(zip(names, self.shards, strict=True)), **others}
+
+
+@dataclass
+class Prepared:
+    """A run ready to start: what `fit` is called with, and what is told of it."""
+
+    model: Any
+    arguments: dict[str, Any]
+    """All that `fit` takes but the folder and how the run is carried out."""
+    context: int
+    shape: ModelConfig
+    text: Mixture | None = None
+    tokenizer: Any = None
+    """The tokenizer, where there is one: to show what is trained."""
+
+    def whole(self) -> Any:
+        """The model with every weight in one piece."""
+        from luthier.core.training.parallel import whole_weights
+        from luthier.models.transformer import Transformer
+
+        if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
+            return self.model
+        whole = Transformer(self.shape)
+        whole.load_state_dict(whole_weights(self.model))
+        return whole
+
+
+def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None) -> Prepared:
+    """Model, optimizers, batches and schedule of a run, as functions of its settings and inputs alone."""
     import torch
 
-    from luthier.core.training.batches import mixed, pack
-    from luthier.core.training.loop import fit
+    from luthier.core.data.shards import open_shards
+    from luthier.core.training.batches import pack
     from luthier.core.training.optimizers import make_optimizers
+    from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.schedules import learning_rate_factor
+    from luthier.models.config import flops_per_token
     from luthier.models.transformer import Transformer
 
     use_machine(config.threads)
-    if base is not None:
-        model = open_base(Path(base), tokenizer and Path(tokenizer))
+    workers = workers or Workers()
+    train = [open_shards(folder, "train") for folder in given.shards]
+    if given.base is not None:
+        model = open_base(given.base, given.tokenizer)
         config = replace(config, context=min(config.context, model.config.max_position_embeddings))
     else:
-        shape = model_config(config, train.vocab_size)
-        model = Transformer(shape, torch.Generator().manual_seed(config.seed))
+        model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
     shape = model.config
-    if vectors is not None:
-        _start_from(model, vectors)
-    own, general = sources(train, context=config.context, seed=config.seed)
-    share = config.general_share if general is not None else 0.0
-    steps = _steps(config, own, share)
+    if given.vectors is not None:
+        _start_from(model, given.vectors)
+    text = mixture(train, config)
+    steps = _steps(config, text)
 
     def batch_at(step: int) -> Batch:
         places = range(step * config.batch_size, (step + 1) * config.batch_size)
-        return pack([mixed(own, general, share, place) for place in places], config.context, 0)
+        return pack([text[place] for place in places], config.context, 0)
 
-    _say_plan(config, shape, own, general, steps, share)
-    done = fit(
-        model,
-        make_optimizers(model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay),
-        batch_at,
-        steps=steps,
-        factor=lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
-        folder=work.folder,
-        validation=_validation(held_out, config),
-        evaluate_every=config.evaluate_every or max(1, -(-steps // 8)),
-        save_every=config.save_every,
-        micro_batch=config.micro_batch,
-        max_grad_norm=config.max_grad_norm,
-        title="Pretraining",
-    )
-    save(model, work.folder, tokenizer, base)
-    return summary_of(work.out, model, done)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    if config.precision == "bf16-pure":
+        model.to(torch.bfloat16)
+    shard(model, workers, config.optimizer)
+    tokenizer = _opened(given.tokenizer)
+    arguments = {
+        "model": model,
+        "optimizers": make_optimizers(
+            model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay
+        ),
+        "batch_at": batch_at,
+        "steps": steps,
+        "factor": lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
+        "validation": _validation([open_shards(folder, "validation") for folder in given.shards], config),
+        "evaluate_every": config.evaluate_every or max(1, -(-steps // 8)),
+        "micro_batch": config.micro_batch,
+        "max_grad_norm": config.max_grad_norm,
+        "title": "Pretraining",
+        "flops": 3 * flops_per_token(shape, config.context),
+        "sample": sampler(model, tokenizer, config.sample),
+    }
+    return Prepared(model, arguments, config.context, shape, text, tokenizer)
 
 
 # ---------------------------------------------------------------- the pieces
@@ -294,21 +386,48 @@ def _path(path: Path | None) -> Path | None:
 
 def use_machine(threads: int) -> None:
     """Threads as asked for (0: OMP_NUM_THREADS, or the cores this process may use), and freed memory kept."""
-    import os
+    from luthier.core.training.execution import use_machine as use
 
-    import torch
-
-    from luthier.core.training.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and asked != "0" else cores) or 1)
+    use(threads)
 
 
 def settings(config: Any) -> dict[str, Any]:
     """What identifies the work: all settings but those that change nothing in the result."""
-    return {name: value for name, value in asdict(config).items() if name != "save_every"}
+    best = {"keep"} if getattr(config, "keep", "") == "best" else set()
+    return {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
+
+
+def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> None:
+    """run.json: what `luthier replay` and `luthier verify` start from, the settings and where the inputs lie."""
+    paths = {name: _absolute(value) for name, value in given.items()}
+    write_json(folder / RUN, {"stage": stage, "config": asdict(config), "given": paths})
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_absolute(one) for one in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def sampler(model: Any, tokenizer: Any, beginning: str) -> Callable[[], str] | None:
+    """A function that writes on from `beginning`; None where nothing is to be written or nothing can be."""
+    if not beginning or tokenizer is None:
+        return None
+
+    def write() -> str:
+        from luthier.models.generate import generate
+
+        ids = tokenizer.encode(beginning)
+        made = generate(model, [ids], max_new_tokens=SAMPLE, stop_ids=[tokenizer.eos_id])[0].ids
+        return beginning + tokenizer.decode(made)
+
+    return write
+
+
+def _opened(tokenizer: Path | None) -> Any:
+    from luthier.tokenizers.formats import load_tokenizer
+
+    return None if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def _start_from(model: Any, folder: Path) -> None:
@@ -348,45 +467,42 @@ def sources(shards: Shards, *, context: int, seed: int, number: int = 0) -> tupl
     return over(own, 0), over(general, 1) if len(general) else None
 
 
-def _steps(config: PretrainConfig, own: Windows, share: float) -> int:
+def mixture(shards: list[Shards], config: PretrainConfig) -> Mixture:
+    """All kinds of text of a run with their shares: of each folder one's own, and general text."""
+    from luthier.core.training.batches import Mixture
+
+    opened = [sources(one, context=config.context, seed=config.seed, number=2 * i) for i, one in enumerate(shards)]
+    totals = config.weights or [sum(w.total for w in both if w is not None) for both in opened]
+    parts: list[tuple[Windows, float]] = []
+    for (own, general), weight in zip(opened, totals, strict=True):
+        share = config.general_share if general is not None else 0.0
+        parts += [(own, weight * (1 - share))] + ([(general, weight * share)] if general is not None and share else [])
+    return Mixture(parts)
+
+
+def _steps(config: PretrainConfig, text: Mixture) -> int:
     if config.steps:
         return config.steps
     if config.tokens:
         return max(1, -(-config.tokens // (config.batch_size * config.context)))
-    return max(1, round(config.epochs * len(own) / (1 - share) / config.batch_size))
+    own, share = text.parts[0]
+    return max(1, round(config.epochs * len(own) / share / config.batch_size))
 
 
-def _validation(held_out: Shards, config: PretrainConfig) -> list[Batch]:
+def _validation(held_out: list[Shards], config: PretrainConfig) -> list[Batch]:
     """Held-out windows, the same at every measurement."""
     from luthier.core.training.batches import pack
 
-    if not len(held_out.tokens):
+    filled = [shards for shards in held_out if len(shards.tokens)]
+    if not filled:
         say("  held out     no validation text: only the training loss is measured")
         return []
-    own, _ = sources(held_out, context=config.context, seed=config.seed)
-    windows = [own[i] for i in range(min(len(own), max(1, config.validation_tokens // config.context)))]
+    windows = []
+    for shards in filled:
+        own, _ = sources(shards, context=config.context, seed=config.seed)
+        most = max(1, config.validation_tokens // config.context // len(filled))
+        windows += [own[i] for i in range(min(len(own), most))]
     return [pack(windows[i : i + 16], config.context, 0) for i in range(0, len(windows), 16)]
-
-
-def _say_plan(
-    config: PretrainConfig, shape: ModelConfig, own: Windows, general: Windows | None, steps: int, share: float
-) -> None:
-    from luthier.models.config import flops_per_token, parameter_count
-
-    tokens = config.batch_size * config.context
-    passes = steps * config.batch_size * (1 - share) / len(own)
-    others = (
-        f", {general.total:,} of general text ({share:.0%} of the windows)" if general is not None and share else ""
-    )
-    work = 3 * flops_per_token(shape, config.context) * tokens * steps
-    say(
-        f"  model        {parameter_count(shape):,} parameters: {shape.num_hidden_layers} layers of width "
-        f"{shape.hidden_size}, vocabulary {shape.vocab_size:,}"
-    )
-    say(f"  text         {own.total:,} tokens in {len(own.chosen):,} documents{others}")
-    say(f"  steps        {steps:,} of {config.batch_size} × {config.context} tokens: {passes:.1f} passes over the text")
-    say(f"  work         {steps * tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}")
-    say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
 
 
 def threads_said() -> str:
@@ -397,8 +513,12 @@ def threads_said() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def save(model: Any, folder: Path, tokenizer: Path | None, base: Path | None = None) -> None:
-    """The model in Hugging Face's layout, with its tokenizer; what config.json says of single tokens as in `base`."""
+def save(model: Any, folder: Path | None, tokenizer: Path | None, base: Path | None = None) -> None:
+    """The model in Hugging Face's layout, with its tokenizer; what config.json says of single tokens as in `base`.
+    No folder: another process writes."""
+    if folder is None:
+        return
+    model = model.to("cpu")
     from luthier.core.data.conversations import chat_template, stop_ids
     from luthier.models.checkpoints import save_model
     from luthier.tokenizers.formats import load_tokenizer, save_tokenizer

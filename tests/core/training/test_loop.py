@@ -2,19 +2,22 @@
 
 import json
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from luthier.core.errors import TrainingError
 from luthier.core.training import loop
 from luthier.core.training.batches import IGNORED, Batch, Example, Windows, chance, mixed, pack, split_rows
-from luthier.core.training.checkpoint import load_checkpoint, save_checkpoint
-from luthier.core.training.loop import fit
+from luthier.core.training.loop import evaluate_loss, fit
+from luthier.core.training.loop_config import LoopConfig
 from luthier.core.training.optimizers import make_optimizers
 
 
@@ -102,7 +105,7 @@ def test_resumed_run_is_bit_equal(tmp_path, at):
 
     with pytest.raises(Killed):
         run(tmp_path / "cut", batch_at=dies, save_every=0, validation=validation, evaluate_every=3)
-    assert [p.name for p in (tmp_path / "cut").glob("step-*")] == ([f"step-{at:08d}"])
+    assert [p.name for p in (tmp_path / "cut").glob("step-*")] == [f"step-{at:08d}"]
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:  # what a killed run wrote after its checkpoint
         file.write('{"step": 99, "lo')
     again, done = run(tmp_path / "cut", validation=validation, evaluate_every=3)
@@ -111,33 +114,222 @@ def test_resumed_run_is_bit_equal(tmp_path, at):
     assert not list((tmp_path / "cut").glob("step-*"))
 
 
+def interrupted(folder, at, **arguments):
+    """A run that dies at step `at` and has a checkpoint of every step before."""
+
+    def dies(step):
+        if step == at:
+            raise Killed
+        return uneven(step)
+
+    with pytest.raises(Killed):
+        run(folder, batch_at=dies, save_every=0, **arguments)
+
+
 def test_resume_takes_the_number_of_threads_from_the_checkpoint(tmp_path):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        save_checkpoint(tmp_path, 3, Bigram(), [], {"trained": 5})
+        interrupted(tmp_path / "a", 3)
         torch.set_num_threads(1)
-        state = load_checkpoint(tmp_path, Bigram(), [])
-        assert state is not None and state["step"] == 3 and torch.get_num_threads() == 2
+        run(tmp_path / "a", until=4)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        with pytest.raises(TrainingError, match=r"--threads: 2 then, 1 now(.|\n)*--allow-inexact"):
+            run(tmp_path / "a", config=LoopConfig(threads=1))
+        _, done = run(tmp_path / "a", config=LoopConfig(threads=1, allow_inexact=True))
+        assert done.resumed_at == 3 and torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "then", "words"),
+    [("torch", "1.0", "version of PyTorch: 1.0 then"), ("processes", 4, "processes: 4 then, 1 now")],
+)
+def test_a_checkpoint_computed_otherwise_is_refused(tmp_path, key, then, words):
+    interrupted(tmp_path / "a", 3)
+    file = tmp_path / "a" / "step-00000003" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: then}))
+    with pytest.raises(TrainingError, match=words):
+        run(tmp_path / "a")
+    assert run(tmp_path / "a", config=LoopConfig(allow_inexact=True))[1].resumed_at == 3
+
+
+def test_micro_batches_and_compiling_are_not_changed_in_silence(tmp_path):
+    interrupted(tmp_path / "a", 3, micro_batch=2)
+    with pytest.raises(TrainingError, match=r"--micro-batch: 2 then, 3 now"):
+        run(tmp_path / "a", micro_batch=3)
+    with pytest.raises(TrainingError, match=r"--compile: off then, on now"):
+        run(tmp_path / "a", micro_batch=2, config=LoopConfig(compile="on"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    interrupted(tmp_path / "a", 3)
+    other = Bigram()
+    other.extra = nn.Parameter(torch.zeros(2))
+    with pytest.raises(TrainingError, match="another model: extra"):
+        run(tmp_path / "a", model=other)
+
+
+def test_random_numbers_go_on_where_they_stopped(tmp_path):
+    """A model that drops out at random is resumed exactly, too: torch's random state is in the checkpoint."""
+
+    class Dropping(Bigram):
+        def loss(self, ids_BT, labels_BT, *, document_BT=None):
+            logits = self.up(nn.functional.dropout(self.embed_tokens(ids_BT), 0.5, self.training)).flatten(0, 1)
+            return nn.functional.cross_entropy(logits, labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"), 0
+
+    torch.manual_seed(5)
+    whole, _ = run(tmp_path / "whole", model=Dropping())
+    torch.manual_seed(5)
+    interrupted(tmp_path / "cut", 4, model=Dropping())
+    torch.manual_seed(6)
+    again, _ = run(tmp_path / "cut", model=Dropping())
+    assert same(whole, again)
 
 
 def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     from luthier.core.training import checkpoint
 
-    written = []
+    written, save = [], checkpoint._save
 
-    def save(tensors, path):
+    def full(tensors, path):
         written.append(path)
-        if len(written) > 2:
+        if len(written) > 3:  # the second file of the second checkpoint
+            path.write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        path.write_bytes(b"")
+        save(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "_save", save)
+    monkeypatch.setattr(checkpoint, "_save", full)
     with pytest.raises(TrainingError, match=r"step 2 could not be written: No space left.*\nstep-00000001 is whole"):
         run(tmp_path / "a", save_every=0)
     assert [p.name for p in (tmp_path / "a").iterdir() if p.is_dir()] == ["step-00000001"]
+    monkeypatch.setattr(checkpoint, "_save", save)
+    assert same(run(tmp_path / "a")[0], run(tmp_path / "b")[0])
+
+
+def test_checkpoints_are_written_beside_the_loop(tmp_path, monkeypatch):
+    """While one is written, steps go on, and what is written is the state at its step."""
+    from luthier.core.training import checkpoint
+
+    slow, save = threading.Event(), checkpoint._save
+    monkeypatch.setattr(checkpoint, "_save", lambda tensors, path: (slow.wait(30), save(tensors, path)))
+    model, seen = Bigram(), []
+
+    def batches(step):
+        seen.append(step)
+        if step == 6:
+            slow.set()
+        return uneven(step)
+
+    first, _ = run(tmp_path / "first", until=1)
+    folder = tmp_path / "a"
+    with pytest.raises(Killed):
+        run(folder, model=model, batch_at=lambda s: batches(s) if s < 7 else dying(folder), save_every=1e-9)
+    assert seen == list(range(7))
+    weights = load_file(folder / "step-00000001" / "model.safetensors")
+    assert all(torch.equal(weights[name], p) for name, p in first.named_parameters())
+
+
+def dying(folder):
+    while not (folder / "step-00000001").is_dir():
+        time.sleep(0.001)
+    raise Killed
+
+
+def test_metrics_on_a_full_disk(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: No space left"):
+        run(tmp_path / "a")
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_keep_every_leaves_a_checkpoint_at_each_evaluation(tmp_path):
+    run(tmp_path / "a", validation=[uneven(100)], evaluate_every=3, save_every=0, config=LoopConfig(keep="every"))
+    assert sorted(p.name for p in (tmp_path / "a").glob("step-*")) == ["step-00000003", "step-00000006"]
+
+
+@pytest.mark.parametrize("killed_at", [0, 7, 31])
+def test_keep_best_ends_with_the_model_of_the_lowest_loss(tmp_path, killed_at):
+    """The rows that are trained after step 6 of 40 teach the opposite of what is measured."""
+    good, held_out = uneven(3), [uneven(3)]
+    bad = Batch(good.ids_BT, (good.labels_BT + 5) % 13, good.document_BT, ())
+    bad.labels_BT[good.labels_BT == IGNORED] = IGNORED
+    arguments = {"steps": 40, "validation": held_out, "evaluate_every": 3}
+
+    def batches(step):
+        if step == killed_at and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            raise Killed
+        return good if step < 6 else bad
+
+    config = LoopConfig(keep="best")
+    if killed_at:
+        with pytest.raises(Killed):
+            run(tmp_path / "a", batch_at=batches, config=config, save_every=0, **arguments)
+    model, _ = run(tmp_path / "a", batch_at=lambda s: good if s < 6 else bad, config=config, **arguments)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    losses = {r["step"]: r["validation_loss"] for r in rows if "validation_loss" in r}
+    assert min(losses.values()) < losses[40] - 0.01
+    assert evaluate_loss(model, held_out, loop.next_token_loss) == min(losses.values())
+    assert not list((tmp_path / "a").glob("step-*"))
+
+
+# ---------------------------------------------------------------- spikes
+
+
+def spiking(at, size=40.0):
+    """Batches of which number `at` is learned the loss of as if every token were `size` nats dearer."""
+
+    def loss_of(model, batch):
+        return loop.next_token_loss(model, batch) + (size * batch.trained if batch.sources == (at,) else 0.0)
+
+    return loss_of
+
+
+LONG = {"steps": 30, "validation": [uneven(100)], "evaluate_every": 5}
+
+
+def test_a_spike_is_told_or_stops_and_names_batch_and_documents(tmp_path, capsys):
+    run(tmp_path / "a", loss_of=spiking(22), **LONG)
+    told = capsys.readouterr().err
+    assert "step 23: loss" in told and "a spike" in told and "Batch 22, of the documents: 22" in told
+    with pytest.raises(TrainingError, match=r"step 23: .*a spike\nBatch 22, of the documents: 22\n.*rollback"):
+        run(tmp_path / "b", loss_of=spiking(22), config=LoopConfig(on_spike="stop"), **LONG)
+
+
+@pytest.mark.parametrize("size", [40.0, math.nan])
+@pytest.mark.parametrize("killed_at", [0, 21, 24])
+def test_rollback_goes_back_to_the_last_evaluation_and_leaves_batches_out(tmp_path, size, killed_at):
+    """Equal to a run that never had the batches 20, 21 and 22; also when it is killed before or after the rollback."""
+    rollback = {**LONG, "config": LoopConfig(on_spike="rollback"), "loss_of": spiking(22, size)}
+    plain, _ = run(tmp_path / "plain", batch_at=lambda step: uneven(step if step < 20 else step + 3), **LONG)
+    if killed_at:
+
+        def batches(step):
+            if step == killed_at + (3 if killed_at > 22 else 0):
+                raise Killed
+            return uneven(step)
+
+        with pytest.raises(Killed):
+            run(tmp_path / "a", batch_at=batches, save_every=0, **rollback)
+    model, _ = run(tmp_path / "a", save_every=0, **rollback)
+    assert same(model, plain)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert {"step": 20, "rolled_back_from": 23, "batches_left_out": 3} in rows
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 31))
+
+
+def test_rollback_gives_up_when_every_batch_is_bad(tmp_path):
+    with pytest.raises(TrainingError, match="not a number"):
+        run(tmp_path / "a", loss_of=lambda m, b: loop.next_token_loss(m, b) * math.nan,
+            config=LoopConfig(on_spike="rollback"), **LONG)  # fmt: skip
 
 
 def test_not_a_number_stops_and_names_step_and_documents(tmp_path):

@@ -1,0 +1,59 @@
+"""The curve for others: TensorBoard's event files and Weights & Biases, where they are asked for.
+
+metrics.jsonl is always written and is what luthier itself reads. These two get the same rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import ConfigError
+from luthier.core.training.loop_config import LoopConfig
+
+__all__ = ["Curves", "check_curves"]
+
+
+def check_curves(config: LoopConfig) -> None:
+    """ConfigError, before anything is made, if a package that is asked for is not installed."""
+    from importlib.util import find_spec
+
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("tensorboard is not installed: pip install tensorboard, or leave out --tensorboard")
+    if config.wandb and find_spec("wandb") is None:
+        raise ConfigError("wandb is not installed: pip install wandb, or leave out --wandb")
+
+
+class Curves:
+    """Hands every row of metrics.jsonl on. `start` is the step that a resumed run goes on from."""
+
+    def __init__(self, config: LoopConfig, folder: Path, start: int = 0) -> None:
+        self.board: Any = None
+        self.run: Any = None
+        check_curves(config)
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=start or None)
+        if config.wandb:
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            self.run = wandb.init(project=config.wandb, name=folder.name.strip("."), dir=folder.parent, resume="allow")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Hand one row on."""
+        numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+        if self.board is not None:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, row["step"])
+        if self.run is not None:
+            self.run.log(numbers, step=row["step"])
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.board is not None:
+            self.board.close()
+        if self.run is not None:
+            self.run.finish()

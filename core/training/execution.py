@@ -1,0 +1,159 @@
+"""How a step is computed: number format, recomputation, compiling, device; and how fast that is.
+
+    fp32        weights, products and optimizer in float32
+    bf16        products in bfloat16 (8 bits of mantissa, the range of float32), weights and sums in float32: autocast
+    bf16-pure   weights in bfloat16 too: half the memory. Near 1 its neighbours are 2⁻⁷ apart and a step of 10⁻³ would
+                be rounded away, so weights are rounded up or down by chance (kernels/adamw.py)
+    fp16        products in float16 (11 bits, but nothing below 6·10⁻⁸): the loss is multiplied by a scale so that small
+                gradients survive, and the gradients divided by it again (Micikevicius et al. 2018, arXiv:1710.03740)
+
+**The loss scale** doubles after 2,000 good steps and halves when a gradient overflows; that step is not made.
+
+**Model FLOPs utilisation** (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is the work the model needs, without
+what is recomputed, over the most the machine can do. The most is measured here, by a product of two square matrices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.training.loop_config import LoopConfig, Precision
+
+__all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
+
+FIRST_SCALE, GROWS_AFTER = 2.0**16, 2000
+LONG_RUN = 500  # steps from which compiling on a card pays for itself
+
+each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
+
+
+def use_machine(threads: int) -> None:
+    """Threads as asked for (0: OMP_NUM_THREADS, or the cores this process may use), and freed memory kept."""
+    from luthier.core.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and asked != "0" else cores) or 1)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first weight lies."""
+    return next(model.parameters()).device
+
+
+def prepare_model(model: nn.Module, config: LoopConfig, made: dict[str, Any]) -> None:
+    """Weights in their precision, layers that recompute or are compiled, by the choices `made`."""
+    if config.precision == "bf16-pure":
+        model.to(torch.bfloat16)
+    for layer in cast(Iterable[nn.Module], getattr(model, "layers", ())):
+        if config.recompute:
+            from torch.utils.checkpoint import checkpoint
+
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        if made["compile"] == "on":
+            layer.compile()
+
+
+def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
+    """How this run computes: what a checkpoint remembers and a resumed run must not change in silence."""
+    device = device_of(model)
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and steps >= LONG_RUN)
+    return {
+        "threads": torch.get_num_threads(),
+        "compile": "on" if compiled else "off",
+        "kernels": kernels_of(device),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "torch": torch.__version__,
+    }
+
+
+def kernels_of(device: torch.device) -> str:
+    """Which implementation the kernels take on a device."""
+    if device.type != "cuda":
+        return "torch"
+    try:
+        import triton  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return "torch"
+    return f"triton {triton.__version__} on {torch.cuda.get_device_name(device)}"
+
+
+def kernels_said(device: torch.device) -> str:
+    """The same in words, with the cost of a fallback."""
+    found = kernels_of(device)
+    if found == "torch" and device.type == "cuda":
+        return "PyTorch's (Triton is not installed: slower, and attention needs more memory; pip install triton)"
+    return "PyTorch's, which are what there is on a CPU" if found == "torch" else found
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a loss is computed."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    if precision == "fp16":
+        return torch.autocast(device.type, torch.float16)
+    return contextlib.nullcontext()
+
+
+def unscale(weights: list[nn.Parameter], scale: float) -> None:
+    """Divide the gradients by the loss scale."""
+    grads = [p.grad for p in weights if p.grad is not None]
+    if scale != 1 and grads:
+        each._foreach_mul_(grads, 1 / scale)
+
+
+def rescale(scale: float, good: int, finite: bool) -> tuple[float, int]:
+    """The loss scale of the next step and how many good steps it has seen."""
+    if not finite:
+        return max(scale / 2, 1.0), 0
+    return (scale * 2, 0) if good + 1 >= GROWS_AFTER else (scale, good + 1)
+
+
+# ---------------------------------------------------------------- how fast, how much
+
+
+def matmul_speed(device: torch.device, precision: Precision = "fp32") -> float:
+    """The most this machine can do, in FLOP/s: the best of three products of square matrices."""
+    cuda = device.type == "cuda"
+    size = 8192 if cuda else 768
+    kind = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    a = torch.ones(size, size, device=device, dtype=kind if cuda else torch.float32)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        b: Tensor = a @ a
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+        del b
+    return 2 * size**3 / best
+
+
+def memory_used(device: torch.device) -> int:
+    """The most memory that this process has held: of the card, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_free(device: torch.device) -> int:
+    """Memory that a run may take here, in bytes; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0

@@ -1,0 +1,120 @@
+"""What is said before the first step: everything that was derived, why, and whether it fits.
+
+    parameters     from the shape (models/config.py)
+    steps          from steps, tokens or epochs
+    work           6 FLOP a parameter and token, and attention's share (models/config.py); the time is that work at half
+                   of what a product of two matrices reaches on this machine, measured now
+    memory         weights, gradients, running means, and what the forward pass keeps
+
+`luthier pretrain --plan` says only this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.console import duration, say
+
+if TYPE_CHECKING:
+    from luthier.core.training.batches import Batch
+
+__all__ = ["quiet_unless", "say_plan", "training_memory"]
+
+USUAL = 0.5  # of a matrix product's speed: what training reached in docs/benchmarks
+SHOWN = 96  # tokens of the first batch
+
+
+@contextlib.contextmanager
+def quiet_unless(main: bool) -> Iterator[None]:
+    """Only the main of several processes tells a person anything."""
+    if main:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def say_plan(prepared: Any, config: Any) -> None:
+    """The derived numbers of a run on stderr, and the beginning of its first batch."""
+    from luthier.core.training.execution import device_of, kernels_said, matmul_speed, memory_free
+    from luthier.core.training.pretrain import rate_of, threads_said
+    from luthier.models.config import parameter_count
+
+    shape, run, text = prepared.shape, prepared.arguments, prepared.text
+    assert text is not None
+    steps, tokens, device = run["steps"], config.batch_size * prepared.context, device_of(prepared.model)
+    own, share = text.parts[0]
+    passes = steps * config.batch_size * share / len(own)
+    first = run["batch_at"](0)
+    say(
+        f"  model        {parameter_count(shape):,} parameters: {shape.num_hidden_layers} layers of width "
+        f"{shape.hidden_size}, vocabulary {shape.vocab_size:,}"
+    )
+    others = "".join(f", {w.total:,} of {_kind(w)} ({s:.0%} of the windows)" for w, s in text.parts[1:])
+    say(f"  text         {own.total:,} tokens in {len(own.chosen):,} documents{others}")
+    pieces = -(-config.batch_size // config.micro_batch) if config.micro_batch else 1
+    cut = f", each in {pieces} pieces" if pieces > 1 else ""
+    why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
+    say(
+        f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens{cut} ({why}): {passes:.1f} "
+        "passes over the text"
+    )
+    work, speed = run["flops"] * tokens * steps, matmul_speed(device, config.precision)
+    say(
+        f"  work         {steps * tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}; about "
+        f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
+    )
+    need, free = training_memory(prepared, config, first), memory_free(device)
+    say(f"  memory       about {need / 1e9:.1f} GB{_fits(need, free)}")
+    say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
+    say(f"  precision    {config.precision}; kernels {kernels_said(device)}")
+    say(f"  first batch  {len(first.ids_BT)} rows of {first.ids_BT.shape[1]} tokens, {first.trained:,} of them trained")
+    _show(prepared, first)
+
+
+def training_memory(prepared: Any, config: Any, batch: Batch) -> int:
+    """Bytes that the run needs, roughly: the model's own estimate, less what recomputing saves, and the libraries."""
+    from luthier.models.config import parameter_count, training_bytes
+
+    rows = min(config.micro_batch or len(batch.ids_BT), len(batch.ids_BT))
+    tokens = rows * batch.ids_BT.shape[1]
+    shape = prepared.shape
+    kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
+    if config.recompute:  # one layer at a time, and the input of each
+        kept = kept // shape.num_hidden_layers + 4 * tokens * shape.num_hidden_layers * shape.hidden_size
+    weight = {"bf16-pure": 8, "fp32": 16}.get(config.precision, 16)
+    if config.precision != "fp32":
+        kept //= 2
+    return weight * parameter_count(shape) + kept + (300 << 20)
+
+
+def _fits(need: int, free: int) -> str:
+    if not free:
+        return ""
+    if need <= free:
+        return f" of the {free / 1e9:.1f} GB that are free"
+    return f", but only {free / 1e9:.1f} GB are free: lower --micro-batch, add --recompute, or take a smaller --model"
+
+
+def _kind(windows: Any) -> str:
+    return "general text" if windows.number % 2 else "other shards"
+
+
+def _show(prepared: Any, batch: Batch) -> None:
+    """The beginning of the first row with the trained tokens marked, and where it comes from."""
+    from rich.console import Console
+
+    from luthier.core.show.conversations import show_example
+    from luthier.core.training.batches import IGNORED, named
+
+    if prepared.tokenizer is None:
+        say(f"               ids {' '.join(map(str, batch.ids_BT[0, :12].tolist()))} …, from {named(batch, 3)}")
+        return
+    labels = batch.labels_BT[0, :SHOWN]
+    ids = labels.where(labels != IGNORED, batch.ids_BT[0, :SHOWN])
+    show_example(prepared.tokenizer, ids, labels != IGNORED, Console(stderr=True, highlight=False))
+    say(f"               from {named(batch, 3)}")
