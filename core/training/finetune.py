@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
+from luthier.core.training.curves import check_curves
+from luthier.core.training.loop_config import LoopConfig
 
 if TYPE_CHECKING:
     from luthier.core.training.batches import Batch, Example
@@ -37,7 +39,7 @@ MEASURED = 64  # held-out wordings whose loss is followed while training
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(LoopConfig):
     """How a model is tuned on pairs and conversations."""
 
     epochs: float = 6.0
@@ -69,18 +71,15 @@ class FinetuneConfig:
     """Decay of the layers' matrices, times the learning rate a step."""
     max_grad_norm: float = 1.0
     """Longer gradients are shortened to this norm; 0: never."""
-    save_every: float = 30.0
-    """Seconds between checkpoints, from which an interrupted run goes on; no effect on the result."""
-    threads: int = 0
-    """CPU threads; 0: OMP_NUM_THREADS, or all cores. Another number gives another rounding."""
     seed: int = 0
     """Seed of the order of the examples and of their variations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "batch_size", "context"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
-        for name in ("micro_batch", "learning_rate", "weight_decay", "max_grad_norm", "threads"):
+        for name in ("micro_batch", "learning_rate", "weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
         for name in ("vary_share", "vary_drop", "replay_share", "general_share"):
@@ -128,11 +127,12 @@ def finetune(
     Raises TrainingError if nothing in `data` can be trained on.
     """
     from luthier.core.training.examples import read_wordings
-    from luthier.core.training.pretrain import settings
+    from luthier.core.training.pretrain import settings, write_run
 
     config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
     if not (model / "config.json").is_file():
         raise InputError(f"{model} is not a model folder: it has no config.json")
+    check_curves(config)
     found = read_wordings(data)
     if not found.wordings:
         raise TrainingError(_nothing(found, data))
@@ -150,50 +150,65 @@ def finetune(
     if work.done:
         return FinetuneSummary(Path(out), changed=False)
     with work:
+        given = {"model": model, "data": data, "replay": replay, "tokenizer": tokenizer}
+        write_run(work.folder, "finetune", config, given)
         return _run(work, config, model, found, replay, tokenizer or model)
 
 
 def _run(
     work: Artifact, config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path
 ) -> FinetuneSummary:
-    from luthier.core.training.batches import pack
     from luthier.core.training.loop import fit
-    from luthier.core.training.optimizers import make_optimizers
-    from luthier.core.training.pretrain import open_base, save, use_machine
-    from luthier.core.training.schedules import learning_rate_factor
-    from luthier.tokenizers.formats import load_tokenizer
+    from luthier.core.training.pretrain import save
 
-    use_machine(config.threads)
-    tokenizer, model = load_tokenizer(spelling), open_base(folder, spelling)
-    row = min(config.context, model.config.max_position_embeddings)
-    found.wordings = _that_fit(tokenizer, found, row)
-    per_epoch = -(-len(found.wordings) // config.batch_size)
-    steps = max(1, round(config.epochs * per_epoch))
-    rate = config.learning_rate or RATE * (192 / model.config.hidden_size) ** 2
-    batch_at = batches(config, found, tokenizer, row, replay)
-    held_out = [_encoded(tokenizer, w) for w in found.held_out[:: max(1, len(found.held_out) // MEASURED)]]
-    held_out = [e for e in held_out if len(e) <= row]
-
-    _say_plan(config, found, model, tokenizer, steps, rate, batch_at(0), replay)
-    done = fit(
-        model,
-        make_optimizers(model, name=config.optimizer, lr=rate, weight_decay=config.weight_decay),
-        batch_at,
-        steps=steps,
-        factor=lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
-        folder=work.folder,
-        validation=[pack(held_out, row, tokenizer.pad_id)] if held_out else [],
-        evaluate_every=max(1, -(-steps // 4)),
-        save_every=config.save_every,
-        micro_batch=config.micro_batch,
-        max_grad_norm=config.max_grad_norm,
-        title="Tuning",
-    )
-    save(model, work.folder, spelling, folder)
+    run = prepare(config, folder, found, replay, spelling)
+    rate = max(group["lr"] for optimizer in run["optimizers"] for group in optimizer.param_groups)
+    first, tokenizer = run["batch_at"](0), _tokenizer(spelling)
+    _say_plan(config, found, run["model"], tokenizer, run["steps"], rate, first, replay)
+    done = fit(folder=work.folder, config=config, save_every=config.save_every, **run)
+    save(run["model"], work.folder, spelling, folder)
     write_jsonl(work.folder / "trained_pairs.jsonl", (w.row for w in found.wordings if w.row is not None))
     return FinetuneSummary(
-        work.out, found.pairs, len(found.wordings), steps, done.loss, done.validation_loss, done.seconds
+        work.out, found.pairs, len(found.wordings), done.steps, done.loss, done.validation_loss, done.seconds
     )
+
+
+def prepare(config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path) -> dict[str, Any]:
+    """What `fit` is called with: model, optimizers, batches and schedule, as functions of settings and inputs alone."""
+    from luthier.core.training.batches import pack
+    from luthier.core.training.optimizers import make_optimizers
+    from luthier.core.training.pretrain import open_base, sampler, use_machine
+    from luthier.core.training.schedules import learning_rate_factor
+    from luthier.models.config import flops_per_token
+
+    use_machine(config.threads)
+    tokenizer, model = _tokenizer(spelling), open_base(folder, spelling)
+    row = min(config.context, model.config.max_position_embeddings)
+    found.wordings = _that_fit(tokenizer, found, row)
+    steps = max(1, round(config.epochs * -(-len(found.wordings) // config.batch_size)))
+    rate = config.learning_rate or RATE * (192 / model.config.hidden_size) ** 2
+    held_out = [_encoded(tokenizer, w) for w in found.held_out[:: max(1, len(found.held_out) // MEASURED)]]
+    held_out = [e for e in held_out if len(e) <= row]
+    return {
+        "model": model,
+        "optimizers": make_optimizers(model, name=config.optimizer, lr=rate, weight_decay=config.weight_decay),
+        "batch_at": batches(config, found, tokenizer, row, replay),
+        "steps": steps,
+        "factor": lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
+        "validation": [pack(held_out, row, tokenizer.pad_id)] if held_out else [],
+        "evaluate_every": max(1, -(-steps // 4)),
+        "micro_batch": config.micro_batch,
+        "max_grad_norm": config.max_grad_norm,
+        "title": "Tuning",
+        "flops": 3 * flops_per_token(model.config, row),
+        "sample": sampler(model, tokenizer, config.sample),
+    }
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from luthier.tokenizers.formats import load_tokenizer
+
+    return load_tokenizer(folder)
 
 
 # ---------------------------------------------------------------- batches
