@@ -81,8 +81,9 @@ class Tokenizer:
     of ids in order of rank; `special_tokens` and `added_tokens` text → id; `pattern` a name in PATTERNS or an
     expression; `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges
     say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
-    places. `kept` holds what a file said that concerns only other programs. `joined` [M] is the id that each merge
-    makes, looked up where the caller does not know it. Raises VocabularyError naming the id or merge that is wrong.
+    places. `kept` holds what a file said that concerns only other programs. `joined` [M] is the id that each
+    merge makes; where it is given it is the merge's rank, too, as in tiktoken: of merges that make the same id the
+    leftmost comes first. Raises VocabularyError naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class Tokenizer:
         self._check_added()
         self._check_tokens()
         self.joined = self._join_merges(self.ids_of_bytes) if joined is None else joined
-        self._encoder = Encoder(self.ids_of_bytes, self.merges, self.joined, whole_pieces=whole_pieces)
+        self._order = np.arange(len(self.merges)) if joined is None else joined
+        self._encoder = Encoder(self.ids_of_bytes, self.merges, self.joined, whole_pieces=whole_pieces, ranks=joined)
 
     # ------------------------------------------------------------ facts
 
@@ -307,7 +309,7 @@ class Tokenizer:
     def ranks(self) -> dict[tuple[int, int], tuple[int, int]]:
         """Pair of ids → (rank, id of the joined token)."""
         pairs = zip(*self.merges.T.tolist(), strict=True) if len(self.merges) else ()
-        return {pair: (k, int(new)) for k, (pair, new) in enumerate(zip(pairs, self.joined, strict=True))}
+        return dict(zip(pairs, zip(self._order.tolist(), self.joined.tolist(), strict=True), strict=True))
 
     @cached_property
     def ids_of_bytes(self) -> dict[bytes, int]:

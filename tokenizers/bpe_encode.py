@@ -51,9 +51,12 @@ class Encoder:
             )
         self.byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
         slots = _aligned(8 << (len(merges) // 4).bit_length())
-        ranks = np.arange(len(merges), dtype=np.int32) if ranks is None else ranks
-        by_rank = np.zeros(int(ranks.max(initial=-1)) + 1, np.int32)
-        by_rank[ranks] = joined
+        if ranks is None:
+            ranks = joined if (np.diff(joined) > 0).all() else np.arange(len(merges), dtype=np.int32)
+        by_rank = np.empty(0, np.int32)
+        if not np.array_equal(ranks, joined):
+            by_rank = np.zeros(int(ranks.max(initial=-1)) + 1, np.int32)
+            by_rank[ranks] = joined
         self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, by_rank)
         _fill_merges(self._merges, merges, ranks)
         self._letters, self._ends = _letters(ids)
@@ -135,6 +138,7 @@ def _table(ids: Mapping[bytes, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
 _BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _outer, _inner = njit(**_FAST), njit(**_BARE)
+_pasted = njit(forceinline=True, **_BARE)  # compiled again wherever it is called: its many arguments stay in registers
 _within = njit(inline="always", **_BARE)  # called at one place only: compiled there, once
 intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
 
@@ -146,6 +150,8 @@ LONG: Final = np.uint64(1 << 63)  # marks the key of a longer one
 BATCH: Final = 64  # pieces that are looked up side by side
 LONGEST: Final = 1024  # bytes of a piece that is remembered
 LETTERS, IDS = 8, 2  # room in the tables, per slot
+LANE: Final = 32  # bytes of a new piece that can be joined side by side with others
+LANES: Final = 32  # new pieces joined side by side
 
 
 # ---------------------------------------------------------------- instructions
@@ -204,6 +210,17 @@ def _low_bit(typingctx: Any, x: Any) -> Any:
 
     def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), make
+
+
+@intrinsic
+def _high_bit(typingctx: Any, x: Any) -> Any:
+    """The place of the highest bit that is set."""
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.xor(zeros, ir.Constant(ir.IntType(64), 63))
 
     return types.uint64(types.uint64), make
 
@@ -285,7 +302,8 @@ def _match(typingctx: Any, ranks: Any, i: Any) -> Any:
 
 class _Merges(NamedTuple):
     """What can be joined: `pairs` [left byte << 8 | right byte] → rank; `slots` a hash table for two ids, eight to a
-    line of the processor's cache, each left << 40 | right << 20 | rank + 1, 0 where free; `joined` rank → id."""
+    line of the processor's cache, each left << 40 | right << 20 | rank + 1, 0 where free; `joined` rank → id, empty
+    where the rank is the id."""
 
     byte_ids: Ids
     pairs: npt.NDArray[np.uint32]
@@ -293,11 +311,16 @@ class _Merges(NamedTuple):
     joined: Ids
 
 
-@_inner
+@_pasted
+def _place_of(merges, left, right):
+    """Where in its table the merge of two ids belongs."""
+    return _fold(_U(left) << _U(20) | _U(right), _U(0x9E3779B97F4A7C15)) & _U(len(merges.slots) - 8)
+
+
+@_pasted
 def _rank(merges, left, right):
     """The rank of the merge of two ids, NO_RANK where there is none."""
-    slots, key = merges.slots, _U(left) << _U(20) | _U(right)
-    s = _fold(key, _U(0x9E3779B97F4A7C15)) & _U(len(slots) - 8)
+    slots, key, s = merges.slots, _U(left) << _U(20) | _U(right), _place_of(merges, left, right)
     while True:
         found = _pick(slots, s, key)
         if found or not slots[s + _U(7)]:
@@ -310,7 +333,7 @@ def _fill_merges(merges, pairs, ranks):
     slots = merges.slots
     for k in range(len(pairs)):
         key = _U(pairs[k, 0]) << _U(20) | _U(pairs[k, 1])
-        s = _fold(key, _U(0x9E3779B97F4A7C15)) & _U(len(slots) - 8)
+        s = _place_of(merges, pairs[k, 0], pairs[k, 1])
         while slots[s] and slots[s] >> _U(20) != key:
             s = (s + _U(1)) & _U(len(slots) - 1)
         slots[s] = key << _U(20) | _U(ranks[k] + 1)
@@ -532,6 +555,8 @@ class _Room(NamedTuple):
     ranks: npt.NDArray[np.uint32]
     levels: npt.NDArray[np.int64]
     batch: npt.NDArray[np.uint64]  # [pieces · 4] key, key, slot, end
+    lanes: npt.NDArray[np.uint32]  # [LANES · 64] of each piece that is joined side by side: 32 ids, 32 ranks
+    turns: npt.NDArray[np.uint64]  # [LANES · 4] lane, place in the batch, where the piece begins, symbols alive | last
 
 
 def _room(size: int) -> _Room:
@@ -544,6 +569,8 @@ def _room(size: int) -> _Room:
         np.empty(size + size // 16 + 256, np.uint32),
         np.zeros(8, np.int64),
         np.empty(8 * BATCH, np.uint64),
+        np.empty(2 * LANE * LANES, np.uint32),
+        np.empty(4 * LANES, np.uint64),
     )
 
 
@@ -571,6 +598,12 @@ def _fresh(data, i, size, merges, room, ids, o):
 @_inner
 def _split(match):
     return match >> _U(32), match & _U(31)
+
+
+@_pasted
+def _made(merges, rank):
+    """The id that a merge makes."""
+    return merges.joined[rank] if len(merges.joined) else np.int32(rank)
 
 
 @_inner
@@ -606,7 +639,7 @@ def _join(data, i, size, merges, room):
         for level in range(top - 1, -1, -1):
             p = p << _U(5) | _match(ranks, _U(levels[level]) + (p << _U(5))) & _U(31)
         gone, prior = _U(after[p]), _U(before[p])
-        right, new = _U(after[gone]), merges.joined[rank]
+        right, new = _U(after[gone]), _made(merges, rank)
         names[p], after[p], ranks[gone], ranks[p] = new, right, NO_RANK, NO_RANK
         if p > _U(0):
             ranks[prior] = _rank(merges, names[prior], new)
@@ -618,6 +651,99 @@ def _join(data, i, size, merges, room):
             _play_again(ranks, levels, top, gone)
             if p > _U(0):
                 _play_again(ranks, levels, top, prior)
+
+
+@_inner
+def _lay_out(data, i, size, merges, lanes, lane):
+    """The bytes of a piece as ids in its lane, and behind them the ranks of their pairs."""
+    left = _U(data[i])
+    for p in range(_U(LANE)):
+        lanes[lane + _U(LANE) + p] = NO_RANK
+    last = _U(size - 1)
+    p = _U(0)
+    while p < last:
+        right = _U(data[_U(i) + p + _U(1)])
+        lanes[lane + p] = np.uint32(merges.byte_ids[left])
+        lanes[lane + _U(LANE) + p] = merges.pairs[left << _U(8) | right]
+        left, p = right, p + _U(1)
+    lanes[lane + p] = np.uint32(merges.byte_ids[left])
+
+
+@_inner
+def _learn(data, i, batch, b, n, merges, cache, room):
+    """Join the new pieces among those of the batch from b on and put them into the cache. They take turns: a join asks
+    for the lines of the table that its two new pairs need, and they arrive while the others have their turns."""
+    lanes, turns, count = room.lanes, room.turns, _U(0)
+    while b < n and count < _U(LANES):
+        size = np.int64(batch[b + _U(3)]) - i
+        if size <= LANE:
+            home = np.int64(batch[b + _U(2)] & _U(len(cache.slots) - 8))
+            t = _seek(cache, home, batch[b], batch[b + _U(1)], data, i, size)
+            if not cache.slots[t + 1]:
+                _lay_out(data, i, size, merges, lanes, count * _U(2 * LANE))
+                turn = count << _U(2)
+                turns[turn], turns[turn + _U(1)], turns[turn + _U(2)] = count * _U(2 * LANE), b, _U(i)
+                turns[turn + _U(3)] = _U(0xFFFFFFFF) >> _U(LANE - size)
+                count += _U(1)
+        i, b = np.int64(batch[b + _U(3)]), b + _U(4)
+    k, waiting = _U(0), count << _U(2)
+    while waiting:
+        lane, alive = turns[k], turns[k + _U(3)]
+        alive = _take_turn(merges, lanes, lane, alive)
+        turns[k + _U(3)] = alive
+        k += _U(4)
+        if alive <= _U(0xFFFFFFFF):
+            k -= _U(4)
+            _finish(data, turns, k, alive, batch, cache, room)
+            waiting -= _U(4)
+            for j in range(_U(4)):
+                turns[k + j] = turns[waiting + j]
+        if k >= waiting:
+            k = _U(0)
+
+
+@_pasted
+def _take_turn(merges, lanes, lane, alive):
+    """The ranks that the last join left open, then one join more. `alive` is a bit for each symbol, above them
+    1 + the place of the last join; without that there is nothing left to join."""
+    ranks, p = lane + _U(LANE), alive >> _U(32)
+    alive &= _U(0xFFFFFFFF)
+    if p:
+        p -= _U(1)
+        below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
+        if below:
+            prior = _high_bit(below)
+            lanes[ranks + prior] = _rank(merges, lanes[lane + prior], lanes[lane + p])
+        if above:
+            lanes[ranks + p] = _rank(merges, lanes[lane + p], lanes[lane + p + _U(1) + _low_bit(above)])
+    rank, p = _split(_match(lanes, ranks))
+    if rank == _U(NO_RANK):
+        return alive
+    gone = p + _U(1) + _low_bit(alive >> p >> _U(1))
+    alive ^= _U(1) << gone
+    new = np.uint32(_made(merges, rank))
+    lanes[lane + p], lanes[ranks + p], lanes[ranks + gone] = new, NO_RANK, NO_RANK
+    below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
+    if below:
+        _prefetch(merges.slots, _place_of(merges, lanes[lane + _high_bit(below)], new))
+    if above:
+        _prefetch(merges.slots, _place_of(merges, new, lanes[lane + p + _U(1) + _low_bit(above)]))
+    return alive | (p + _U(1)) << _U(32)
+
+
+@_inner
+def _finish(data, turns, k, alive, batch, cache, room):
+    """Put the piece of turn k into the cache."""
+    lane, b, i = turns[k], turns[k + _U(1)], np.int64(turns[k + _U(2)])
+    count = np.int64(0)
+    while alive:
+        room.ids[count] = room.lanes[lane + _low_bit(alive)]
+        alive &= alive - _U(1)
+        count += 1
+    first, second, size = batch[b], batch[b + _U(1)], np.int64(batch[b + _U(3)]) - i
+    t = _seek(cache, np.int64(batch[b + _U(2)] & _U(len(cache.slots) - 8)), first, second, data, i, size)
+    if not cache.slots[t + 1]:
+        _remember(cache, t, first, second, data, i, size, room.ids, np.int64(0), count)
 
 
 @_within
@@ -660,7 +786,8 @@ def _encode(places, data, starts, begins, ids, offsets, at):
     cache = _Words(_view(p[8], p[9], np.uint64), letters, kept, _view(p[14], p[15], np.int64))
     names, after, before = _view(p[16], p[17], np.int32), _view(p[18], p[19], np.int32), _view(p[20], p[21], np.int32)
     ranks, levels, batch = _view(p[22], p[23], np.uint32), _view(p[24], p[25], np.int64), _view(p[26], p[27], np.uint64)
-    room = _Room(names, after, before, ranks, levels, batch)
+    lanes, turns = _view(p[28], p[29], np.uint32), _view(p[30], p[31], np.uint64)
+    room = _Room(names, after, before, ranks, levels, batch, lanes, turns)
     return _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at)
 
 
@@ -707,17 +834,22 @@ def _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at):
                 else:
                     size = e - i
                     t = _seek(cache, np.int64(s & home), first, second, data, i, size)
-                    if slots[t + 1]:
-                        o = _copy_ids(cache, t, ids, o)
-                    else:
+                    known = slots[t + 1] != 0
+                    if not known:
                         at[0], at[1], at[2], at[3] = i, e, o, k
                         if size > len(room.ids):
                             return NO_ROOM
-                        if size <= LONGEST and not _has_room(cache, size):
+                        if size <= LONGEST and not _has_room(cache, max(size, LANE * LANES)):
                             return FULL
-                        before, o = o, _fresh(data, i, size, merges, room, ids, o)
-                        if size <= LONGEST:
-                            _remember(cache, t, first, second, data, i, size, ids, before, o - before)
+                        if size <= LANE:
+                            _learn(data, i, batch, b - _U(4), n, merges, cache, room)
+                            t, known = _seek(cache, t, first, second, data, i, size), True
+                        else:
+                            before, o = o, _fresh(data, i, size, merges, room, ids, o)
+                            if size <= LONGEST:
+                                _remember(cache, t, first, second, data, i, size, ids, before, o - before)
+                    if known:
+                        o = _copy_ids(cache, t, ids, o)
                 i = e
         offsets[k + 1] = o
     return DONE

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.tokenizers.bpe import SpecialTokenError, TokenIdError, Tokenizer, VocabularyError, encode_by_the_book
+from luthier.tokenizers.bpe_encode import all_pairs
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import load_tiktoken, tokenizer_files
 from luthier.tokenizers.pretokenize import PATTERNS, split
@@ -93,6 +94,23 @@ def test_ids_are_tiktokens_on_real_text(pair):
 def test_ids_are_tiktokens_on_any_text(pair, text):
     ours, theirs = pair
     assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(st.text("ab", min_size=2, max_size=6).map(str.encode), unique=True, max_size=12),
+    texts=st.lists(st.text("ab", min_size=1, max_size=70), max_size=12),
+)
+def test_any_vocabulary_gives_tiktokens_ids(words, texts):
+    """Also where several pairs make the same token, whichever rank it has; pieces of every length, so joined one by one
+    and side by side."""
+    tokens = [*(bytes([b]) for b in range(256)), *words]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("x", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    merges, joined = all_pairs(ranks)
+    ours = Tokenizer(tokens, merges, pattern="gpt2", whole_pieces=True, joined=joined)
+    wanted = theirs.encode_ordinary(text := " ".join(texts))
+    assert ours.encode_ordinary(text).tolist() == ours.encode_reference(text) == wanted
 
 
 NAMES = ("<|endoftext|>", "<|fim|>", "<x>")  # the first two are special tokens, the third is not
