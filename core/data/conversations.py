@@ -2,8 +2,8 @@
 
 A chat model is trained on the assistant's words only; what the user says is given. Tools that render a template to one
 string and look for the assistant's part in it afterwards lose that part now and then, and train on the prompt or on
-nothing, in silence. Here a conversation is a list of pieces, each with its own flag, and text and mask are both made
-from that list, so they cannot disagree. The format is ChatML:
+nothing, in silence. Here a conversation is a list of pieces, each with its own flag (chat_templates.py), and text and
+mask are both made from that list, so they cannot disagree. In ChatML:
 
     piece                          trained?
     <|im_start|> user↵             no
@@ -14,13 +14,15 @@ from that list, so they cannot disagree. The format is ChatML:
     <|im_end|>                     yes       ← so the model learns to stop
     ↵                              no
 
-Each piece is encoded by itself. Marks (`Mark`) become the tokenizer's special tokens; everything a person wrote is
-ordinary text, so a user who types `<|im_end|>` ends nothing. Contents are stripped of outer white space: then every
-piece begins where a pre-token begins, and the ids equal those of `transformers` with CHATML_TEMPLATE, which encodes the
-whole string at once (tests/core/data/test_conversations.py). A tokenizer without these special tokens (a foreign base
-model) gets `<|im_start|>` as ordinary text and its own end-of-text token in place of `<|im_end|>`.
+Marks (`Mark`) become the tokenizer's special tokens; everything a person wrote is ordinary text, so a user who types
+`<|im_end|>` ends nothing. Contents are stripped of outer white space, and neighbouring pieces that are both trained or
+both not are encoded in one: then every stretch begins where a pre-token begins, and the ids equal those of
+`transformers`, which encodes the whole string at once (tests/core/data/test_conversations.py). One case is an
+exception: a GPT-2-like tokenizer joins the two line breaks that end Llama 3's header unless a word follows them; then
+`transformers` spells prompt and example differently, and here both are spelled as the prompt.
 
-There is no default system message: what is not in the data is not in the ids.
+There is no default system message, unless the template is one that has it: what is not in the data is not in the ids.
+A message with `"weight": 0` (OpenAI's spelling) is read and not trained.
 """
 
 from __future__ import annotations
@@ -28,12 +30,25 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luthier.core.data.chat_templates import (
+    CHATML_TEMPLATE,
+    ROLES,
+    Mark,
+    Template,
+    chat_template,
+    encode_mark,
+    pieces,
+    prompt_pieces,
+    stop_ids,
+    template_of,
+)
 from luthier.core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,32 +68,14 @@ __all__ = [
     "stop_ids",
 ]
 
-ROLES = ("system", "user", "assistant")
-
-
-class Mark(str):
-    """A piece of the template itself, as opposed to what a person wrote: becomes a special token."""
-
-    __slots__ = ()
-
-
-START, END = Mark("<|im_start|>"), Mark("<|im_end|>")
-
-# The same format for programs that render Jinja (transformers, vLLM, llama.cpp); goes into tokenizer_config.json.
-CHATML_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] | trim) + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said. `role` is system, user or assistant."""
+    """What one side said. `role` is system, user or assistant; an assistant's words may be left untrained."""
 
     role: str
     content: str
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,65 +86,36 @@ class Conversation:
     where: str = ""
 
 
-# ---------------------------------------------------------------- the template
+# ---------------------------------------------------------------- ids and mask
 
 
-def pieces(messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The conversation as (text, trained) pieces; joined, the texts are what CHATML_TEMPLATE renders."""
-    out: list[tuple[str, bool]] = []
-    for message in messages:
-        trained = message.role == "assistant"
-        out += [(START, False), (f"{message.role}\n", False)]
-        out += [(message.content.strip(), trained), (END, trained), ("\n", False)]
-    return out
-
-
-def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids (int32) and which of them are trained (bool), both [tokens]: `trained[i]` means that the model learns to say
-    `ids[i]` after what precedes it."""
-    return _encode(tokenizer, pieces(messages))
+    `ids[i]` after what precedes it. The template is the tokenizer's unless another is given."""
+    template = template or template_of(tokenizer)
+    return _encode(tokenizer, pieces(messages, template), template)
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: Template | None = None) -> np.ndarray:
     """Ids (int32) of a conversation up to where the assistant is to speak."""
-    return _encode(tokenizer, [*pieces(messages), (START, False), ("assistant\n", False)])[0]
+    template = template or template_of(tokenizer)
+    return _encode(tokenizer, prompt_pieces(messages, template), template)[0]
 
 
-def _encode(tokenizer: Tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+def _encode(
+    tokenizer: Tokenizer, parts: Iterable[tuple[str, bool]], template: Template
+) -> tuple[np.ndarray, np.ndarray]:
     ids = [np.empty(0, np.int32)]
     trained = [np.empty(0, bool)]
-    for text, train in parts:
-        piece = _mark(tokenizer, text) if isinstance(text, Mark) else tokenizer.encode_ordinary(text)
-        ids.append(np.asarray(piece, np.int32))
-        trained.append(np.full(len(piece), train))
+    for (mark, train), run in groupby(parts, lambda part: (isinstance(part[0], Mark), part[1])):
+        texts = [text for text, _ in run]
+        stretches = [encode_mark(tokenizer, text, template) for text in texts] if mark else None
+        for piece in stretches or [tokenizer.encode_ordinary("".join(texts))]:
+            ids.append(np.asarray(piece, np.int32))
+            trained.append(np.full(len(piece), train))
     return np.concatenate(ids), np.concatenate(trained)
-
-
-def _mark(tokenizer: Tokenizer, mark: str) -> Sequence[int] | np.ndarray:
-    """A mark's special token; where the tokenizer has none, its end of text for the end, plain text for the start."""
-    number = _id(tokenizer, mark)
-    if number is not None:
-        return [number]
-    return [tokenizer.eos_id] if mark == END else tokenizer.encode_ordinary(str(mark))
-
-
-def _id(tokenizer: Tokenizer, mark: str) -> int | None:
-    """A mark's own id, if the tokenizer has one; some vocabularies do not call such tokens special."""
-    return {**tokenizer.added_tokens, **tokenizer.special_tokens}.get(mark)
-
-
-def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer: the end of a turn, and the end of a text."""
-    end = _id(tokenizer, END)
-    return tuple(dict.fromkeys([tokenizer.eos_id if end is None else end, tokenizer.eos_id]))
-
-
-def chat_template(tokenizer: Tokenizer) -> str:
-    """The Jinja template that gives the same ids with this tokenizer."""
-    if _id(tokenizer, END) is not None:
-        return CHATML_TEMPLATE
-    names = {number: name for name, number in tokenizer.special_tokens.items()}
-    return CHATML_TEMPLATE.replace(END, names[tokenizer.eos_id])
 
 
 def check_example(tokenizer: Tokenizer, ids: np.ndarray, trained: np.ndarray, where: str = "example") -> None:
@@ -173,20 +141,20 @@ def read_conversations(path: Path) -> list[Conversation]:
         {"messages": [{"role": "user", "content": "…"}, …]}                   OpenAI
         {"conversations": [{"from": "human", "value": "…"}, …]}               ShareGPT
         {"instruction": "…", "input": "…", "output": "…"}                     Alpaca (input optional; or response)
-        {"prompt": "…", "completion": "…"}                                    prompt and completion
+        {"prompt": "…", "completion": "…"}                                    prompt and completion, texts or messages
 
     Raises InputError naming file, line and field of the first row that cannot be used.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file\nGive a JSONL file of conversations.")
-    found = [Conversation(_messages(row, where), where) for where, row in _rows(path)]
+    found = [Conversation(_messages(row, where), where) for where, row in rows_of(path)]
     if not found:
         raise InputError(f"{path} holds no conversation")
     return found
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
+def rows_of(path: Path) -> list[tuple[str, Any]]:
     """Every row with its address."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -219,8 +187,9 @@ def _messages(row: Any, where: str) -> tuple[Message, ...]:
             f"{where}: no field {' or '.join(repr(f) for f in FORMS)} (found {', '.join(row) or 'nothing'})"
         )
     messages = FORMS[form](row, where)
-    if all(m.role != "assistant" for m in messages):
-        raise InputError(f"{where}: field '{form}': no message of the assistant, so there is nothing to train on")
+    if not any(m.role == "assistant" and m.trained for m in messages):
+        what = "weight 0 for all messages" if any(m.role == "assistant" for m in messages) else "no message"
+        raise InputError(f"{where}: field '{form}': {what} of the assistant, so there is nothing to train on")
     return messages
 
 
@@ -235,19 +204,31 @@ def _sharegpt(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _alpaca(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    asked = _text(row, "instruction", where)
+    asked = text_of(row, "instruction", where)
     if row.get("input"):
-        asked += "\n\n" + _text(row, "input", where)
+        asked += "\n\n" + text_of(row, "input", where)
     answer = "response" if "response" in row and "output" not in row else "output"
-    return Message("user", asked), Message("assistant", _text(row, answer, where))
+    return Message("user", asked), Message("assistant", text_of(row, answer, where))
 
 
 def _completion(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    return Message("user", _text(row, "prompt", where)), Message("assistant", _text(row, "completion", where))
+    return *given(side(row, "prompt", "user", where)), *side(row, "completion", "assistant", where)
+
+
+def given(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The same messages, of which nothing is trained."""
+    return tuple(replace(m, trained=False) if m.role == "assistant" else m for m in messages)
+
+
+def side(row: Mapping[str, Any], field: str, role: str, where: str) -> tuple[Message, ...]:
+    """A field that holds a text, said by `role`, or a list of OpenAI's messages."""
+    if isinstance(row.get(field), list):
+        return tuple(_message(turn, "role", "content", ROLE_NAMES, at) for at, turn in _turns(row, field, where))
+    return (Message(role, text_of(row, field, where)),)
 
 
 FORMS = {"messages": _openai, "conversations": _sharegpt, "instruction": _alpaca, "prompt": _completion}
-ROLE_NAMES = {role: role for role in ROLES}
+ROLE_NAMES = {role: role for role in ROLES} | {"developer": "system"}
 SHAREGPT_NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", **ROLE_NAMES}
 
 
@@ -264,10 +245,13 @@ def _message(turn: Mapping[str, Any], role: str, content: str, roles: Mapping[st
     if not isinstance(name, str) or name not in roles:
         near = did_you_mean(name, roles) if isinstance(name, str) else ""
         raise InputError(f"{where}: field '{role}' is {name!r}{near} Expected {', '.join(roles)}")
-    return Message(roles[name], _text(turn, content, where))
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise InputError(f"{where}: field 'weight' is {weight!r}: expected 0 (not trained) or 1")
+    return Message(roles[name], text_of(turn, content, where), trained=bool(weight))
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
     """A text that is not empty; OpenAI's list of parts is joined if all of them are text."""
     value = row.get(field)
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
