@@ -25,8 +25,8 @@ Legend: B rows, T tokens a row. Labels that are not trained are −100, padding 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,12 +41,14 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows trained together; `sources` name the documents or pairs they come from."""
+    """Rows trained together; `sources` name the documents or pairs they come from. `reference_BT` has log p of each
+    label under another model, where an objective compares with one (dpo.py)."""
 
     ids_BT: Tensor
     labels_BT: Tensor
     document_BT: Tensor
     sources: tuple[Any, ...] = ()
+    reference_BT: Tensor | None = None
 
     @property
     def trained(self) -> int:
@@ -55,19 +57,37 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        if self.ids_BT.device == device:
-            return self
-        return replace(self, **{n: getattr(self, n).to(device) for n in ("ids_BT", "labels_BT", "document_BT")})
+        return self if self.ids_BT.device == device else self._with(lambda tensor: tensor.to(device))
+
+    def rows(self, part: slice) -> Batch:
+        """Some of its rows."""
+        return self._with(lambda tensor: tensor[part])
+
+    def with_empty_rows(self, count: int) -> Batch:
+        """`count` rows more, of which nothing is trained: one text of token 0 each."""
+        more = self._with(lambda tensor: tensor.new_zeros(count, tensor.shape[1]))
+        more.labels_BT.fill_(IGNORED)
+        more.document_BT.fill_(-1)
+        both = zip(self._tensors(), more._tensors(), strict=True)
+        return replace(self, **{name: torch.cat([a, b]) for (name, a), (_, b) in both})
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        of = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return [(name, value) for name, value in of if isinstance(value, Tensor)]
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, **{name: change(tensor) for name, tensor in self._tensors()})
 
 
 @dataclass(frozen=True)
 class Example:
-    """A stretch of tokens to train on: `ids`, `labels` and `document` of one length."""
+    """A stretch of tokens to train on: `ids`, `labels`, `document` and, if there is one, `reference` of one length."""
 
     ids: np.ndarray
     labels: np.ndarray
     document: np.ndarray
     source: Any = None
+    reference: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -172,14 +192,18 @@ def pack(examples: Sequence[Example], row: int, pad_id: int) -> Batch:
         rows += 1
     ids = np.full((rows, width), pad_id, np.int64)
     labels, document = np.full_like(ids, IGNORED), np.full_like(ids, -1)
+    reference = np.zeros(ids.shape, np.float32) if examples[0].reference is not None else None
     for b, places in enumerate(filled):
         at = number = 0
         for e in (examples[i] for i in places):
             span = slice(at, at + len(e))
             ids[b, span], labels[b, span], document[b, span] = e.ids, e.labels, e.document + number
+            if reference is not None:
+                reference[b, span] = e.reference
             at, number = at + len(e), number + int(e.document[-1]) + 1
     tensors = [torch.from_numpy(array) for array in (ids, labels, document)]
-    return Batch(tensors[0], tensors[1], tensors[2], tuple(e.source for e in examples))
+    of_another = None if reference is None else torch.from_numpy(reference)
+    return Batch(tensors[0], tensors[1], tensors[2], tuple(e.source for e in examples), of_another)
 
 
 def _fill(examples: Sequence[Example], rows: int) -> list[list[int]]:
@@ -197,8 +221,7 @@ def split_rows(batch: Batch, most: int) -> Iterator[Batch]:
     """Micro-batches of at most `most` rows; 0 leaves the batch whole."""
     rows = len(batch.ids_BT)
     for i in range(0, rows, most or rows):
-        part = slice(i, i + (most or rows))
-        yield Batch(batch.ids_BT[part], batch.labels_BT[part], batch.document_BT[part], batch.sources)
+        yield batch.rows(slice(i, i + (most or rows)))
 
 
 def named(batch: Batch, most: int = 12) -> str:

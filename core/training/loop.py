@@ -29,6 +29,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ from luthier.core.training.execution import (
 from luthier.core.training.loop_config import LoopConfig
 from luthier.core.training.parallel import Workers
 
-__all__ = ["Fitted", "fit", "is_spike", "next_token_loss"]
+__all__ = ["Fitted", "fit", "is_spike", "next_token_loss", "trained_tokens"]
 
 METRICS = "metrics.jsonl"
 STEPS_TO_GUESS = 5  # the first steps are slower; after these the time left is told
@@ -101,6 +102,14 @@ class Place:
     """Steps since it changed."""
 
 
+LossOf = Callable[[torch.nn.Module, Batch], Any]  # a sum, or a sum and further sums by name that are logged beside it
+
+
+def trained_tokens(batch: Batch) -> int:
+    """What a sum over tokens is divided by."""
+    return batch.trained
+
+
 def next_token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The sum of −log p over the trained tokens of a batch, in nats."""
     total, _ = model.loss(batch.ids_BT, batch.labels_BT, document_BT=batch.document_BT)  # pyright: ignore[reportCallIssue]
@@ -121,7 +130,8 @@ def fit(
     micro_batch: int = 0,
     max_grad_norm: float = 1.0,
     title: str = "Training",
-    loss_of: Callable[[torch.nn.Module, Batch], torch.Tensor] = next_token_loss,
+    loss_of: LossOf = next_token_loss,
+    count_of: Callable[[Batch], int] = trained_tokens,
     config: LoopConfig | None = None,
     sample: Callable[[], str] | None = None,
     flops: float = 0.0,
@@ -133,8 +143,9 @@ def fit(
     `batch_at(step)` gives the whole batch of a step, `factor(step)` what the learning rates are multiplied by;
     `save_every` is in seconds (0: after every step), `micro_batch` the most rows at once (0: all), `sample()` a text
     that the model writes at each evaluation, `flops` the work of a token in FLOP, `until` an earlier end that leaves
-    the checkpoints (0: none). TrainingError: the loss is not a number, or spikes and is to stop; the disk is full; a
-    checkpoint from which going on would not be exact.
+    the checkpoints (0: none). `loss_of(model, piece)` is a sum, or a sum and further sums by name; `count_of(batch)` is
+    what they are divided by, and the further quotients are logged beside the loss. TrainingError: the loss is not a
+    number, or spikes and is to stop; the disk is full; a checkpoint from which going on would not be exact.
     """
     config, workers, end = config or LoopConfig(), workers or Workers(), until or steps
     made = _choices(folder, model, config, steps, micro_batch)
@@ -164,7 +175,7 @@ def fit(
             due = step % evaluate_every == 0 if evaluate_every else False
             fresh = step > start or start == 0
             if validation and (due or step == steps) and fresh:
-                held_out = evaluate_loss(model, validation, loss_of, workers=workers, config=config)
+                held_out = evaluate_loss(model, validation, loss_of, count_of, workers=workers, config=config)
                 curves.write(log.write({"step": step, "validation_loss": held_out}))
                 if at.best_loss is None or held_out < at.best_loss:
                     at.best_step, at.best_loss = step, held_out
@@ -195,14 +206,15 @@ def fit(
                 for group, rate in zip(optimizer.param_groups, of, strict=True):
                     group["lr"] = rate * factor(step)
             batch = batch_at(step + at.skipped)
-            count, total = batch.trained, 0.0
+            count, sums = count_of(batch), Counter[str]()
             pieces = list(split_rows(workers.share(batch), micro_batch))
             for number, piece in enumerate(pieces):
                 with workers.quietly(objective, number + 1 < len(pieces)), autocast(config.precision, device):
-                    summed = objective(piece.to(device))
+                    summed, others = _loss_and_others(objective(piece.to(device)))
                     (summed * (at.scale * workers.world) / max(count, 1)).backward()
-                total += float(summed.detach())
-            loss = workers.total(total)[0] / max(count, 1)
+                sums.update({"loss": float(summed.detach()), **{name: float(x) for name, x in others.items()}})
+            means = dict(zip(sums, (x / max(count, 1) for x in workers.total(*sums.values())), strict=True))
+            loss = means.pop("loss")
             unscale(weights, at.scale)
             norm = _clip(weights, max_grad_norm)
             finite = math.isfinite(loss) and math.isfinite(norm)
@@ -226,12 +238,12 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
             if config.precision == "fp16":
                 at.scale, at.good = rescale(at.scale, at.good, finite)
-            at.step, at.trained, read = step + 1, at.trained + count, read + batch.ids_BT.numel()
+            at.step, at.trained, read = step + 1, at.trained + batch.trained, read + batch.ids_BT.numel()
             at.losses = [*at.losses, loss][-REMEMBERED:]
 
             # Log.
             row = {"step": step + 1, "loss": loss, "lr": rates[0][0] * factor(step), "grad_norm": norm}
-            curves.write(log.write({**row, "tokens": at.trained, **({"overflow": True} if overflow else {})}))
+            curves.write(log.write({**row, **means, "tokens": at.trained, **({"overflow": True} if overflow else {})}))
             seconds, turns = time.monotonic() - began, turns + 1
             left = (end - at.step) * seconds / turns
             advance(1, note=_note(loss, read / seconds, read * flops / seconds, peak, memory_used(device), left))
@@ -251,18 +263,24 @@ def fit(
 def evaluate_loss(
     model: torch.nn.Module,
     batches: Sequence[Batch],
-    loss_of: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    loss_of: LossOf,
+    count_of: Callable[[Batch], int] = trained_tokens,
     *,
     workers: Workers | None = None,
     config: LoopConfig | None = None,
 ) -> float:
-    """Mean −log p over the labels of all batches, in nats."""
+    """The mean loss of all batches: of the next token, −log p over all labels, in nats."""
     workers, device = workers or Workers(), device_of(model)
     model.eval()
     with autocast(config.precision if config else "fp32", device):
-        total = sum(float(loss_of(model, workers.share(batch).to(device))) for batch in batches)
+        parts = (_loss_and_others(loss_of(model, workers.share(batch).to(device))) for batch in batches)
+        total = sum(float(loss) for loss, _ in parts)
     model.train()
-    return workers.total(total)[0] / max(1, sum(batch.trained for batch in batches))
+    return workers.total(total)[0] / max(1, sum(count_of(batch) for batch in batches))
+
+
+def _loss_and_others(result: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return result if isinstance(result, tuple) else (result, {})
 
 
 # ---------------------------------------------------------------- spikes

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import ConfigError
-from luthier.core.training.batches import IGNORED, Batch
+from luthier.core.training.batches import Batch
 
 __all__ = ["Parallel", "Workers", "start_workers"]
 
@@ -53,14 +53,7 @@ class Workers:
         if self.world == 1:
             return batch
         missing = -len(batch.ids_BT) % self.world
-        ids, labels, document = batch.ids_BT, batch.labels_BT, batch.document_BT
-        if missing:
-            width = ids.shape[1]
-            ids = torch.cat([ids, ids.new_zeros(missing, width)])
-            labels = torch.cat([labels, labels.new_full((missing, width), IGNORED)])
-            document = torch.cat([document, document.new_zeros(missing, width)])
-        mine = slice(self.rank, None, self.world)
-        return Batch(ids[mine], labels[mine], document[mine], batch.sources)
+        return (batch.with_empty_rows(missing) if missing else batch).rows(slice(self.rank, None, self.world))
 
     def total(self, *values: float) -> list[float]:
         """Each value added up over all processes."""
@@ -76,7 +69,7 @@ class Workers:
         """What the main process wishes."""
         return wish if self.world == 1 else self.total(float(wish and self.main))[0] > 0
 
-    def spread(self, model: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    def spread(self, model: nn.Module, loss_of: Callable[[nn.Module, Batch], Any]) -> Callable[[Batch], Any]:
         """The loss of a batch as a function that adds up gradients over all processes in its backward pass."""
         if self.world == 1 or self.kind == "fsdp":
             return lambda batch: loss_of(model, batch)
@@ -101,11 +94,11 @@ class Workers:
 class _Objective(nn.Module):
     """A loss as a module, which is what DistributedDataParallel takes."""
 
-    def __init__(self, model: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss_of: Callable[[nn.Module, Batch], Any]) -> None:
         super().__init__()
         self.model, self.loss_of = model, loss_of
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Any:
         return self.loss_of(self.model, batch)
 
 
