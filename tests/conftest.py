@@ -25,6 +25,12 @@ def data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is read from or left in the user's cache of vocabularies."""
+    os.environ["LUTHIER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`torch.empty` gives NaN: whoever reads what nobody wrote cannot get away with memory that happens to be zero."""

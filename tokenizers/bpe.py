@@ -17,6 +17,7 @@ Added tokens are vocabulary from outside the merges (Hugging Face's non-special 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -29,7 +30,7 @@ import regex
 
 from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
 from luthier.tokenizers.bpe_dropout import Dropout
-from luthier.tokenizers.bpe_encode import Encoder, join_pairs
+from luthier.tokenizers.bpe_encode import Encoder, Row, join_pairs, row_of
 from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
 from luthier.tokenizers.shares import SMALLEST, share_out
 from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, recognised
@@ -82,8 +83,9 @@ class Tokenizer:
     expression; `normalizer` "NFC" or ""; `whole_pieces`: a piece that is a token is taken whole, whatever the merges
     say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
     places. `kept` holds what a file said that concerns only other programs. `joined` [M] is the id that each
-    merge makes; where it is given it is the merge's rank, too, as in tiktoken: of merges that make the same id the
-    leftmost comes first. Raises VocabularyError naming the id or merge that is wrong.
+    merge makes, looked up if not given. `ranks` [M]: the order of the merges if it is not theirs; of those with the
+    same rank the leftmost comes first (in tiktoken the rank of a merge is the id that it makes). Raises VocabularyError
+    naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Tokenizer:
         chat_template: str | None = None,
         kept: Mapping[str, Any] | None = None,
         joined: Ids | None = None,
+        ranks: Ids | None = None,
     ) -> None:
         compile_pattern(pattern)
         self.tokens = list(tokens)
@@ -115,10 +118,10 @@ class Tokenizer:
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self._check_added()
-        self._check_tokens()
-        self.joined = self._join_merges(self.ids_of_bytes) if joined is None else joined
-        self._order = np.arange(len(self.merges)) if joined is None else joined
-        self._encoder = Encoder(self.ids_of_bytes, self.merges, self.joined, whole_pieces=whole_pieces, ranks=joined)
+        row = self._row()
+        self.joined = self._join_merges() if joined is None else joined
+        self.order = np.arange(len(self.merges), dtype=np.int32) if ranks is None else ranks
+        self._encoder = Encoder(row, self.merges, self.joined, whole_pieces=whole_pieces, ranks=ranks)
 
     # ------------------------------------------------------------ facts
 
@@ -309,7 +312,7 @@ class Tokenizer:
     def ranks(self) -> dict[tuple[int, int], tuple[int, int]]:
         """Pair of ids → (rank, id of the joined token)."""
         pairs = zip(*self.merges.T.tolist(), strict=True) if len(self.merges) else ()
-        return dict(zip(pairs, zip(self._order.tolist(), self.joined.tolist(), strict=True), strict=True))
+        return dict(zip(pairs, zip(self.order.tolist(), self.joined.tolist(), strict=True), strict=True))
 
     @cached_property
     def ids_of_bytes(self) -> dict[bytes, int]:
@@ -348,19 +351,22 @@ class Tokenizer:
             if self.tokens[i] != text.encode("utf-8"):
                 raise VocabularyError(f"id {i} is {text!r} among the special tokens and {self.tokens[i]!r} in the list")
 
-    def _check_tokens(self) -> None:
-        ids = self.ids_of_bytes
+    def _row(self) -> Row:
+        """The tokens that text can become."""
         outside = {*self.special_tokens.values(), *self.added_tokens.values()}
-        twice = [t for i, t in enumerate(self.tokens) if t and i not in outside and ids[t] != i]
-        if twice:
-            raise VocabularyError(f"the token {twice[0]!r} stands twice in the vocabulary: every token has one id")
-        missing = [b for b in range(256) if bytes([b]) not in ids and b not in NEVER]
+        ids = [i for i, token in enumerate(self.tokens) if token and i not in outside]
+        texts = [self.tokens[i] for i in ids]
+        if len(known := set(texts)) < len(texts):
+            twice = next(text for text, count in Counter(texts).items() if count > 1)
+            raise VocabularyError(f"the token {twice!r} stands twice in the vocabulary: every token has one id")
+        missing = [b for b in range(256) if bytes([b]) not in known and b not in NEVER]
         if missing:
             raise VocabularyError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs every byte")
+        return row_of(texts, ids)
 
-    def _join_merges(self, ids: Mapping[bytes, int]) -> Ids:
+    def _join_merges(self) -> Ids:
         """The id that each merge makes."""
-        tokens = self.tokens
+        ids, tokens = self.ids_of_bytes, self.tokens
         wrong = np.flatnonzero(((self.merges < 0) | (self.merges >= len(tokens))).any(axis=1))
         if len(wrong):
             raise VocabularyError(f"merge {wrong[0]} joins {self.merges[wrong[0]].tolist()}: no such ids")

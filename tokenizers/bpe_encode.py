@@ -12,7 +12,7 @@ join    a new piece: a tournament over its pairs of neighbours. Each pair plays 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from numba.extending import intrinsic as _intrinsic
 
 from luthier.tokenizers.pretokenize import cut
 
-__all__ = ["MOST_IDS", "Encoder", "all_pairs", "join_pairs"]
+__all__ = ["MOST_IDS", "Encoder", "Row", "all_pairs", "join_pairs", "row_of"]
 
 Ids = npt.NDArray[np.int32]
 
@@ -34,22 +34,35 @@ MOST_SLOTS: Final = 1 << 21  # of one thread's cache, 64 MB and half as much for
 FIRST_SLOTS: Final = 1 << 16
 
 
+class Row(NamedTuple):
+    """Tokens that text can become: all their bytes, where each ends in them, and their ids."""
+
+    letters: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+    ids: Ids
+
+
+def row_of(tokens: Sequence[bytes], ids: Sequence[int]) -> Row:
+    """Tokens and their ids, in a row."""
+    ends = np.fromiter(accumulate(map(len, tokens)), np.int64, len(tokens))
+    return Row(np.frombuffer(b"".join(tokens), np.uint8), ends, np.array(ids, np.int32))
+
+
 class Encoder:
     """The tables that encoding needs, and the pieces met so far.
 
-    `ids` bytes → id of every token that text can become; `merges` [M, 2] in order of rank and `joined` [M] the id each
-    makes; `whole_pieces`: a piece that is a token is taken whole, whatever the merges say. `ranks` [M]: the order of
-    the merges if it is not theirs; those that make the same id may have the same rank, then the leftmost comes first.
+    `tokens` are those that text can become; `merges` [M, 2] in order of rank and `joined` [M] the id each makes;
+    `whole_pieces`: a piece that is a token is taken whole, whatever the merges say. `ranks` [M]: the order of the
+    merges if it is not theirs; those that make the same id may have the same rank, then the leftmost comes first.
     """
 
-    def __init__(
-        self, ids: Mapping[bytes, int], merges: Ids, joined: Ids, *, whole_pieces: bool, ranks: Ids | None = None
-    ) -> None:
-        if max(len(merges), max(ids.values(), default=0) + 1) >= MOST_IDS:
+    def __init__(self, tokens: Row, merges: Ids, joined: Ids, *, whole_pieces: bool, ranks: Ids | None = None) -> None:
+        if max(len(merges), int(tokens.ids.max(initial=0)) + 1) >= MOST_IDS:
             raise ValueError(
-                f"{len(merges):,} merges of {len(ids):,} tokens: fewer than {MOST_IDS:,} of each are possible"
+                f"{len(merges):,} merges of {len(tokens.ids):,} tokens: fewer than {MOST_IDS:,} of each are possible"
             )
-        self.byte_ids = np.array([ids.get(bytes([b]), -1) for b in range(256)], np.int32)
+        self.byte_ids, single = np.full(256, -1, np.int32), np.diff(tokens.ends, prepend=0) == 1
+        self.byte_ids[tokens.letters[tokens.ends[single] - 1]] = tokens.ids[single]
         slots = _aligned(8 << (len(merges) // 4).bit_length())
         if ranks is None:
             ranks = joined if (np.diff(joined) > 0).all() else np.arange(len(merges), dtype=np.int32)
@@ -59,8 +72,7 @@ class Encoder:
             by_rank[ranks] = joined
         self._merges = _Merges(self.byte_ids, np.full(1 << 16, NO_RANK, np.uint32), slots, by_rank)
         _fill_merges(self._merges, merges, ranks)
-        self._letters, self._ends = _letters(ids)
-        self._ids, self._whole = np.fromiter(ids.values(), np.int32, len(ids)), whole_pieces
+        self._tokens, self._whole = tokens, whole_pieces
         self._desks = [self._desk()]  # borrowed by one thread at a time
 
     def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
@@ -93,12 +105,10 @@ class Encoder:
 
     def _cache(self) -> _Words:
         """A new cache that knows the pieces that are one token."""
-        slots = max(FIRST_SLOTS, 2 << (2 * len(self._ids)).bit_length())
-        cache, room = (
-            _words(slots, len(self._letters)),
-            _room(max(128, int(np.diff(self._ends, prepend=0).max(initial=0)))),
-        )
-        _fill_words(cache, self._letters, self._ends, self._ids, self._merges, room, self._whole)
+        letters, ends, ids = self._tokens
+        room = _room(max(128, int(np.diff(ends, prepend=0).max(initial=0))))
+        cache = _words(max(FIRST_SLOTS, 2 << (2 * len(ids)).bit_length()), len(letters))
+        _fill_words(cache, letters, ends, ids, self._merges, room, self._whole)
         return cache
 
     def forget(self) -> None:
@@ -106,11 +116,10 @@ class Encoder:
         self._desks = [self._desk()]
 
 
-def all_pairs(ids: Mapping[bytes, int]) -> tuple[Ids, Ids]:
+def all_pairs(tokens: Row) -> tuple[Ids, Ids]:
     """Every pair of tokens whose bytes together are a token, in the order of those tokens, and that token's id."""
-    letters, ends, numbers, words = _table(ids)
-    pairs, joined = np.empty((len(letters), 2), np.int32), np.empty(len(letters), np.int32)
-    count = _all_pairs(letters, ends, numbers, words, pairs, joined)
+    pairs, joined = np.empty((len(tokens.letters), 2), np.int32), np.empty(len(tokens.letters), np.int32)
+    count = _all_pairs(*tokens, _table(tokens), pairs, joined)
     return pairs[:count].copy(), joined[:count].copy()
 
 
@@ -120,18 +129,12 @@ def join_pairs(ids: Mapping[bytes, int], tokens: Sequence[bytes], pairs: Ids) ->
     return np.array(together, np.int32)
 
 
-def _letters(tokens: Collection[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The bytes of all tokens, and where each ends."""
-    return np.frombuffer(b"".join(tokens), np.uint8), np.fromiter(accumulate(map(len, tokens)), np.int64, len(tokens))
-
-
-def _table(ids: Mapping[bytes, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Ids, _Words]:
-    """Tokens in a table: their bytes, where each ends, their ids, the table."""
-    (letters, ends), numbers = _letters(ids), np.fromiter(ids.values(), np.int32, len(ids))
-    words, nothing = _words(2 << (2 * len(ids)).bit_length(), len(letters)), np.empty(0, np.int32)
+def _table(tokens: Row) -> _Words:
+    """A table of the tokens."""
+    words, nothing = _words(2 << len(tokens.ids).bit_length(), len(tokens.letters)), np.empty(0, np.int32)
     merges = _Merges(nothing, nothing.view(np.uint32), np.empty(0, np.uint64), nothing)
-    _fill_words(words, letters, ends, numbers, merges, _room(1), True)
-    return letters, ends, numbers, words
+    _fill_words(words, *tokens, merges, _room(1), True)
+    return words
 
 
 # No function below makes an array, so Numba need not count references; only outer ones are called from Python.
@@ -151,6 +154,7 @@ BATCH: Final = 64  # pieces that are looked up side by side
 LONGEST: Final = 1024  # bytes of a piece that is remembered
 LETTERS, IDS = 8, 2  # room in the tables, per slot
 LANE: Final = 32  # bytes of a new piece that can be joined side by side with others
+AHEAD: Final = 16  # a table is asked for the line of so many entries ahead
 LANES: Final = 32  # new pieces joined side by side
 
 
@@ -332,6 +336,8 @@ def _rank(merges, left, right):
 def _fill_merges(merges, pairs, ranks):
     slots = merges.slots
     for k in range(len(pairs)):
+        later = min(k + AHEAD, len(pairs) - 1)
+        _prefetch(slots, _place_of(merges, pairs[later, 0], pairs[later, 1]))
         key = _U(pairs[k, 0]) << _U(20) | _U(pairs[k, 1])
         s = _place_of(merges, pairs[k, 0], pairs[k, 1])
         while slots[s] and slots[s] >> _U(20) != key:
@@ -504,16 +510,30 @@ def _remember(words, s, first, second, data, i, size, ids, o, count):
         used[2] += count
 
 
+@_inner
+def _key(data, i, size):
+    return _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
+
+
+@_inner
+def _ask(words, data, i, size):
+    """Ask for the line of the piece data[i : i + size]."""
+    first, second = _key(data, i, size)
+    _prefetch(words.slots, _home(words.slots, first, second))
+
+
 @_outer
 def _fill_words(words, letters, ends, ids, merges, room, whole):
     """Put in the tokens that are the ids of their bytes: all of them if `whole`, or those that the merges lead to."""
     begin = np.int64(0)
     for k in range(len(ends)):
+        if k + AHEAD < len(ends):
+            _ask(words, letters, ends[k + AHEAD - 1], ends[k + AHEAD] - ends[k + AHEAD - 1])
         size = ends[k] - begin
         if not whole:
             _join(letters, begin, size, merges, room)
         if whole or (room.after[0] == size and room.ids[0] == ids[k]):
-            first, second = _short_key(letters, begin, size) if size <= INLINE else _long_key(letters, begin, size)
+            first, second = _key(letters, begin, size)
             s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
             _remember(words, s, first, second, letters, begin, size, ids, np.int64(k), np.int64(1))
         begin = ends[k]
@@ -522,7 +542,7 @@ def _fill_words(words, letters, ends, ids, merges, room, whole):
 @_inner
 def _id_of(words, data, i, size):
     """The id of the token data[i : i + size], -1 where it is none."""
-    first, second = _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
+    first, second = _key(data, i, size)
     s = _seek(words, _home(words.slots, first, second), first, second, data, i, size)
     return np.int32(words.slots[s + 2] & _U(0x7FFFFFFF)) if words.slots[s + 1] else np.int32(-1)
 
@@ -531,6 +551,10 @@ def _id_of(words, data, i, size):
 def _all_pairs(letters, ends, ids, words, pairs, joined):
     count, begin = 0, np.int64(0)
     for k in range(len(ends)):
+        if k + 1 < len(ends):
+            for i in range(ends[k] + 1, ends[k + 1]):
+                _ask(words, letters, ends[k], i - ends[k])
+                _ask(words, letters, i, ends[k + 1] - i)
         for i in range(begin + 1, ends[k]):
             left = _id_of(words, letters, begin, i - begin)
             right = _id_of(words, letters, i, ends[k] - i) if left >= 0 else np.int32(-1)

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from luthier.tokenizers.bpe import BYTE_ORDER, PRINTABLE, Tokenizer, VocabularyError
-from luthier.tokenizers.bpe_encode import all_pairs
+from luthier.tokenizers.bpe_encode import all_pairs, row_of
+from luthier.tokenizers.load_cache import through_cache
 from luthier.tokenizers.pretokenize import PATTERNS, pattern_name
 
 __all__ = [
@@ -95,6 +96,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
             return load_vocab_merges(*pair)
     if not file.is_file():
         raise TokenizerFileError(f"{file} does not exist\nName a tokenizer's or a model's folder, or a tokenizer.json.")
+    files = (file, *(file.with_name(name) for name in ("tokenizer_config.json", "chat_template.jinja")))
+    return through_cache([f.read_bytes() if f.is_file() else b"" for f in files], lambda: _from_json(file))
+
+
+def _from_json(file: Path) -> Tokenizer:
     whole, config = _read_json(file), _read_config(file.parent)
     model = _part(file, whole, "model")
     if model.get("type") == "Unigram" or model.get("byte_fallback"):
@@ -347,8 +353,15 @@ def load_tiktoken(
     file: Path, *, pattern: str, special_tokens: Mapping[str, int] | None = None, **settings: Any
 ) -> Tokenizer:
     """Read a file of tiktoken ranks. `settings` go to Tokenizer. Raises TokenizerFileError naming file and line."""
-    by_rank = _read_ranks(Path(file))
-    special = dict(special_tokens or {})
+    data, special = Path(file).read_bytes(), dict(special_tokens or {})
+    return through_cache(
+        ["tiktoken", data, pattern, special, settings],
+        lambda: _tiktoken(file, data, pattern=pattern, special=special, **settings),
+    )
+
+
+def _tiktoken(file: Path, data: bytes, *, pattern: str, special: dict[str, int], **settings: Any) -> Tokenizer:
+    by_rank = _read_ranks(file, data)
     by_id = by_rank | {i: text.encode("utf-8") for text, i in special.items()}
     if clash := [text for text, i in special.items() if i in by_rank]:
         raise TokenizerFileError(f"{file}: rank {special[clash[0]]} of the special token {clash[0]!r} is in the file")
@@ -359,16 +372,16 @@ def load_tiktoken(
         )
     tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
     try:
-        merges, joined = all_pairs({by_rank[i]: i for i in sorted(by_rank)})
-        settings |= {"special_tokens": special, "whole_pieces": True, "joined": joined}
+        ids = sorted(by_rank)
+        merges, joined = all_pairs(row_of([by_rank[i] for i in ids], ids))
+        settings |= {"special_tokens": special, "whole_pieces": True, "joined": joined, "ranks": joined}
         return Tokenizer(tokens, merges, pattern=pattern, **settings)
     except ValueError as error:
         raise TokenizerFileError(f"{file}: {error}") from error
 
 
-def _read_ranks(file: Path) -> dict[int, bytes]:
+def _read_ranks(file: Path, data: bytes) -> dict[int, bytes]:
     """Rank → token. Raises TokenizerFileError naming file and line."""
-    data = file.read_bytes()
     parts = data.split()
     try:
         by_rank = dict(zip(map(int, parts[1::2]), map(_from_base64, parts[::2]), strict=True))

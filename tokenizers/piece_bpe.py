@@ -30,7 +30,7 @@ import numpy.typing as npt
 import regex
 
 from luthier.tokenizers.bpe import SpecialTokenError, VocabularyError
-from luthier.tokenizers.bpe_encode import Encoder
+from luthier.tokenizers.bpe_encode import Encoder, row_of
 from luthier.tokenizers.normalizer import SPACE, Normalizer
 from luthier.tokenizers.piece_cut import cut_words, finish, joints
 from luthier.tokenizers.piece_decode import PieceDecoder
@@ -419,9 +419,10 @@ class PieceBpeTokenizer:
             made[ranks[place]] = symbols[(left + right).encode()]
         table = np.array(rows, np.int32).reshape(-1, 3)
         joined = np.array(made, np.int32)[table[:, 2]]
-        single = {bytes([b]): symbols[bytes([b])] for b in range(256)}
+        single = [bytes([b]) for b in range(256)]
+        row = row_of(single, [symbols[b] for b in single])
         self._encoder = Encoder(
-            single, np.ascontiguousarray(table[:, :2]), joined, whole_pieces=False, ranks=table[:, 2].copy()
+            row, np.ascontiguousarray(table[:, :2]), joined, whole_pieces=False, ranks=table[:, 2].copy()
         )
         spelled, sizes = np.zeros((len(parts), 4), np.int32), np.zeros(len(parts), np.int32)
         if self.byte_fallback:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.tokenizers.bpe import SpecialTokenError, TokenIdError, Tokenizer, VocabularyError, encode_by_the_book
-from luthier.tokenizers.bpe_encode import all_pairs
+from luthier.tokenizers.bpe_encode import all_pairs, row_of
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import load_tiktoken, tokenizer_files
 from luthier.tokenizers.pretokenize import PATTERNS, split
@@ -107,8 +107,8 @@ def test_any_vocabulary_gives_tiktokens_ids(words, texts):
     tokens = [*(bytes([b]) for b in range(256)), *words]
     ranks = {token: i for i, token in enumerate(tokens)}
     theirs = tiktoken.Encoding("x", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
-    merges, joined = all_pairs(ranks)
-    ours = Tokenizer(tokens, merges, pattern="gpt2", whole_pieces=True, joined=joined)
+    merges, joined = all_pairs(row_of(tokens, range(len(tokens))))
+    ours = Tokenizer(tokens, merges, pattern="gpt2", whole_pieces=True, joined=joined, ranks=joined)
     wanted = theirs.encode_ordinary(text := " ".join(texts))
     assert ours.encode_ordinary(text).tolist() == ours.encode_reference(text) == wanted
 

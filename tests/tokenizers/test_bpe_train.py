@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.tokenizers.bpe import Tokenizer, VocabularyError
-from luthier.tokenizers.bpe_encode import Encoder
+from luthier.tokenizers.bpe_encode import Encoder, row_of
 from luthier.tokenizers.bpe_merge import _share_done
 from luthier.tokenizers.bpe_train import SPECIAL_TOKENS, merges_by_the_book, train_bpe, train_on_words
 from luthier.tokenizers.formats import spell, unspell
@@ -149,4 +149,4 @@ def test_thousands_of_long_tokens():
     text = b" ".join(words).decode()
     assert tokenizer.encode_ordinary(text).tolist() == tokenizer.encode_reference(text)
     with pytest.raises(ValueError, match="fewer than 1,048,576"):
-        Encoder({b"a": 1 << 20}, np.empty((0, 2), np.int32), np.empty(0, np.int32), whole_pieces=True)
+        Encoder(row_of([b"a"], [1 << 20]), np.empty((0, 2), np.int32), np.empty(0, np.int32), whole_pieces=True)
