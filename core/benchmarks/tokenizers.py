@@ -24,7 +24,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,10 +194,24 @@ def _cold(case: Case) -> list[Row]:
         }
         rows += race(case.label(kind), "MB/s", tools, case.repeats, group="encode, cold, to arrays", check=IDS)
     loading = {name: Tool(peer.load) for name, peer in case.peers.items() if peer.loads}
-    rows += race(case.vocabulary.name, "ms", loading, case.repeats, group="load")
+    rows += race(f"{case.vocabulary.name}, ours from its cache", "ms", loading, case.repeats, group="load")
+    with _no_cache():
+        rows += race(f"{case.vocabulary.name}, from the files", "ms", loading, case.repeats, group="load")
     first = {name: Tool(_load_and_encode(peer, case.kinds[0].text)) for name, peer in who.items() if peer.loads}
     group = "load and first pass, to arrays"
     return rows + race(case.label(case.kinds[0]), "ms", first, case.repeats, group=group)
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Vocabularies are read from their files."""
+    before = os.environ.get("LUTHIER_CACHE")
+    os.environ["LUTHIER_CACHE"] = os.devnull  # in which there can be no file
+    try:
+        yield
+    finally:
+        os.environ.pop("LUTHIER_CACHE")
+        os.environ.update({} if before is None else {"LUTHIER_CACHE": before})
 
 
 def _arrays_of(peer: Peer, text: str) -> Callable[[Any], Any]:
