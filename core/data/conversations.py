@@ -181,6 +181,8 @@ def _messages(row: Any, where: str) -> tuple[Message, ...]:
     """A row of any known form as messages."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected one JSON object, found {type(row).__name__}")
+    if {"chosen", "rejected"} <= row.keys() and not {"completion", "output"} & row.keys():
+        raise InputError(f"{where}: fields 'chosen' and 'rejected' are a preference\nTune on it with --objective dpo.")
     form = next((form for form in FORMS if form in row), None)
     if form is None:
         raise InputError(

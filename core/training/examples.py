@@ -20,21 +20,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.core.data.conversations import Message, encode_conversation, read_conversations
+from luthier.core.data.conversations import Message, check_example, encode_conversation, read_conversations
+from luthier.core.data.preferences import Preference, read_preferences
 from luthier.core.data.questions import Question, read_questions, wording
-from luthier.core.errors import InputError
 from luthier.core.training.batches import IGNORED, Example
 
 if TYPE_CHECKING:
     from luthier.tokenizers.bpe import Tokenizer
 
-__all__ = ["Found", "Wording", "encode_wording", "read_wordings", "vary"]
+__all__ = ["Found", "Wording", "encode_wording", "read_pairs", "read_wordings", "split_wording", "vary"]
 
 LEAST_WORDS = 4  # shorter questions lose no word
 
@@ -46,6 +46,8 @@ class Wording:
     messages: tuple[Message, ...]
     source: str
     row: dict[str, Any] | None = None
+    part: tuple[int, int] | None = None
+    """The stretch of its tokens that is meant, where it was split."""
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Found:
 
     wordings: list[Wording] = field(default_factory=list)
     held_out: list[Wording] = field(default_factory=list)
+    preferences: list[Preference] = field(default_factory=list)
     pairs: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -62,6 +65,8 @@ class Found:
         digest = hashlib.sha256()
         for part in (self.wordings, self.held_out):
             digest.update(json.dumps([[asdict(m) for m in w.messages] for w in part]).encode() + b"\0")
+        for both in self.preferences:
+            digest.update(json.dumps([[asdict(m) for m in both.conversation(c)] for c in (True, False)]).encode())
         return digest.hexdigest()
 
 
@@ -76,6 +81,18 @@ def read_wordings(data: Sequence[Path]) -> Found:
             found.pairs += len(conversations)
             found.wordings += [Wording(c.messages, c.where, _row_of(c.messages, c.where)) for c in conversations]
     _add_questions(found, questions)
+    return found
+
+
+def read_pairs(data: Sequence[Path]) -> Found:
+    """The preferences in all files; those whose two answers are the same teach nothing and are left out."""
+    found = Found()
+    for path in data:
+        both = read_preferences(Path(path))
+        found.preferences += [p for p in both if p.chosen != p.rejected]
+        found.left_out["preferences whose two answers are the same"] += sum(p.chosen == p.rejected for p in both)
+    found.pairs = len(found.preferences)
+    found.left_out = +found.left_out
     return found
 
 
@@ -129,12 +146,19 @@ def _row_of(messages: Sequence[Message], where: str) -> dict[str, Any] | None:
 def encode_wording(tokenizer: Tokenizer, messages: Sequence[Message], source: str) -> Example:
     """Ids and labels, without what follows the last trained token: nothing is learned there."""
     ids, trained = encode_conversation(tokenizer, messages)
+    check_example(tokenizer, ids, trained, source)
     places = np.flatnonzero(trained)
-    if not len(places):
-        raise InputError(f"{source}: no token is trained; expected an answer of the assistant")
     ids, trained = ids[: places[-1] + 1].astype(np.int64), trained[: places[-1] + 1]
     labels = np.where(trained[1:], ids[1:], IGNORED)
     return Example(ids[:-1], labels, np.zeros(len(labels), np.int64), source)
+
+
+def split_wording(wording: Wording, example: Example, row: int) -> list[Wording]:
+    """An over-long example as stretches of at most `row` tokens, each trained apart; those with nothing to train are
+    left out. Every label is in one of them; the later ones do not see what stands before."""
+    parts = [(start, start + row) for start in range(0, len(example), row)]
+    kept = [p for p in parts if (example.labels[slice(*p)] != IGNORED).any()]
+    return [replace(wording, part=p, row=wording.row if p == kept[0] else None) for p in kept]
 
 
 def vary(question: str, random: np.random.Generator, *, share: float, drop: float) -> str:

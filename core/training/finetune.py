@@ -16,75 +16,28 @@ usual for full fine-tuning of models of a billion parameters (about 1e-4 at C = 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
-from luthier.core.errors import ConfigError, InputError, TrainingError
+from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.curves import check_curves
-from luthier.core.training.loop_config import LoopConfig
+from luthier.core.training.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from luthier.core.training.batches import Batch, Example
-    from luthier.core.training.examples import Found, Wording
+    from luthier.core.data.conversations import Message
+    from luthier.core.training.batches import Batch
+    from luthier.core.training.examples import Found
     from luthier.tokenizers.bpe import Tokenizer
 
 __all__ = ["FinetuneConfig", "FinetuneSummary", "finetune"]
 
-RATE = 1.2e-2  # learning rate at a width of 192
-MEASURED = 64  # held-out wordings whose loss is followed while training
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(LoopConfig):
-    """How a model is tuned on pairs and conversations."""
-
-    epochs: float = 6.0
-    """Passes over all examples; each wording of a pair is one."""
-    batch_size: int = 24
-    """Examples a step."""
-    context: int = 256
-    """Longest row in tokens; a longer example is left out and reported. At most the model's longest text."""
-    micro_batch: int = 0
-    """Most rows at once, to fit memory; 0: all. The result is the same up to rounding."""
-    vary_share: float = 0.0
-    """Share of the questions shown in a variation: lower case, no question mark, a word left out. With 60 pairs in four
-    wordings each it did not help: 0.75 of the held-out wordings right with a half varied, 0.82 without (one run)."""
-    vary_drop: float = 0.1
-    """Chance that a word is left out of a varied question."""
-    replay_share: float = 0.4
-    """Share of the trained tokens that are plain text from --replay."""
-    general_share: float = 0.0
-    """Share of the replayed windows that is general text, where the shards hold any."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all."""
-    learning_rate: float = 0.0
-    """Highest learning rate; 0: from the model's width."""
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    """How the learning rate falls (core/training/schedules.py)."""
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.0
-    """Decay of the layers' matrices, times the learning rate a step."""
-    max_grad_norm: float = 1.0
-    """Longer gradients are shortened to this norm; 0: never."""
-    seed: int = 0
-    """Seed of the order of the examples and of their variations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "batch_size", "context"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
-        for name in ("micro_batch", "learning_rate", "weight_decay", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
-        for name in ("vary_share", "vary_drop", "replay_share", "general_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
+RATE, ADAPTER_RATE = 1.2e-2, 5e-3  # learning rates at a width of 192
+DPO_SHARE = 0.02  # of that, for DPO
+REFERENCE = "reference.npy"
 
 
 @dataclass
@@ -98,11 +51,15 @@ class FinetuneSummary:
     loss: float = 0.0
     held_out_loss: float | None = None
     seconds: float = 0.0
+    objective: str = "sft"
     changed: bool = True
 
     def __str__(self) -> str:
         if not self.changed:
             return f"{self.out} is up to date"
+        if self.objective == "dpo":
+            took = f"{self.steps:,} steps in {duration(self.seconds)}"
+            return f"{self.pairs:,} preferences, {took}\nloss {self.loss:.3f} (0.693 where none is preferred)"
         held_out = f", {self.held_out_loss:.3f} on wordings held out" if self.held_out_loss is not None else ""
         return (
             f"{self.pairs:,} pairs in {self.examples:,} wordings, {self.steps:,} steps in {duration(self.seconds)}\n"
@@ -126,15 +83,17 @@ def finetune(
     shards made with the tokenizer; `tokenizer` extends the model's own, which is the default, and the model grows.
     Raises TrainingError if nothing in `data` can be trained on.
     """
-    from luthier.core.training.examples import read_wordings
+    from luthier.core.training.adapters import check_adapters
+    from luthier.core.training.examples import read_pairs, read_wordings
     from luthier.core.training.pretrain import settings, write_run
 
     config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
-    if not (model / "config.json").is_file():
+    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{model} is not a model folder: it has no config.json")
     check_curves(config)
-    found = read_wordings(data)
-    if not found.wordings:
+    check_adapters(config, model, None if tokenizer is None else Path(tokenizer))
+    found = read_pairs(data) if config.objective == "dpo" else read_wordings(data)
+    if not found.wordings and not found.preferences:
         raise TrainingError(_nothing(found, data))
     replay = None if replay is None else Path(replay)
     tokenizer = None if tokenizer is None else Path(tokenizer)
@@ -158,145 +117,93 @@ def finetune(
 def _run(
     work: Artifact, config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path
 ) -> FinetuneSummary:
+    from luthier.core.training.adapters import save_tuned
     from luthier.core.training.loop import fit
-    from luthier.core.training.pretrain import save
 
-    run = prepare(config, folder, found, replay, spelling)
-    rate = max(group["lr"] for optimizer in run["optimizers"] for group in optimizer.param_groups)
-    first, tokenizer = run["batch_at"](0), _tokenizer(spelling)
-    _say_plan(config, found, run["model"], tokenizer, run["steps"], rate, first, replay)
+    run = prepare(config, folder, found, replay, spelling, keep=work.folder)
+    first, tokenizer = run["batch_at"](0), _tokenizer(spelling, config)
+    _say_plan(config, found, run, tokenizer, first, replay)
     done = fit(folder=work.folder, config=config, save_every=config.save_every, **run)
-    save(run["model"], work.folder, spelling, folder)
-    write_jsonl(work.folder / "trained_pairs.jsonl", (w.row for w in found.wordings if w.row is not None))
+    save_tuned(run["model"], work.folder, folder, tokenizer, config)
+    (work.folder / REFERENCE).unlink(missing_ok=True)
+    if found.wordings:
+        write_jsonl(work.folder / "trained_pairs.jsonl", (w.row for w in found.wordings if w.row is not None))
+    examples = len(found.wordings) or len(found.preferences)
     return FinetuneSummary(
-        work.out, found.pairs, len(found.wordings), done.steps, done.loss, done.validation_loss, done.seconds
+        work.out, found.pairs, examples, done.steps, done.loss, done.validation_loss, done.seconds, config.objective
     )
 
 
-def prepare(config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path) -> dict[str, Any]:
-    """What `fit` is called with: model, optimizers, batches and schedule, as functions of settings and inputs alone."""
-    from luthier.core.training.batches import pack
+def prepare(
+    config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path, keep: Path | None = None
+) -> dict[str, Any]:
+    """What `fit` is called with: model, optimizers, batches and schedule, as functions of settings and inputs alone.
+
+    DPO's reference is kept in the folder `keep`, so that a resumed run has the same to the last bit."""
+    from luthier.core.training.adapters import adapt
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.pretrain import open_base, sampler, use_machine
     from luthier.core.training.schedules import learning_rate_factor
+    from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
 
     use_machine(config.threads)
-    tokenizer, model = _tokenizer(spelling), open_base(folder, spelling)
+    tokenizer, model = _tokenizer(spelling, config), open_base(folder, spelling)
     row = min(config.context, model.config.max_position_embeddings)
-    found.wordings = _that_fit(tokenizer, found, row)
-    steps = max(1, round(config.epochs * -(-len(found.wordings) // config.batch_size)))
-    rate = config.learning_rate or RATE * (192 / model.config.hidden_size) ** 2
-    held_out = [_encoded(tokenizer, w) for w in found.held_out[:: max(1, len(found.held_out) // MEASURED)]]
-    held_out = [e for e in held_out if len(e) <= row]
+    that_fit(tokenizer, found, row, config)
+    steps = max(1, round(config.epochs * -(-(len(found.wordings) or len(found.preferences)) // config.batch_size)))
+    objective: dict[str, Any] = {}
+    if config.objective == "dpo":
+        from luthier.core.training.dpo import dpo_loss, pairs_in
+
+        batch_at = preference_batches(config, found, tokenizer, row, model, keep and keep / REFERENCE)
+        objective = {"loss_of": dpo_loss(config.beta), "count_of": pairs_in}
+    else:
+        batch_at = batches(config, found, tokenizer, row, replay)
+    adapt(model, config)
     return {
         "model": model,
-        "optimizers": make_optimizers(model, name=config.optimizer, lr=rate, weight_decay=config.weight_decay),
-        "batch_at": batches(config, found, tokenizer, row, replay),
+        "optimizers": make_optimizers(
+            model, name=_optimizer(config), lr=_rate(config, model.config.hidden_size), weight_decay=config.weight_decay
+        ),
+        "batch_at": batch_at,
         "steps": steps,
         "factor": lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
-        "validation": [pack(held_out, row, tokenizer.pad_id)] if held_out else [],
+        "validation": measured(found, tokenizer, row),
         "evaluate_every": max(1, -(-steps // 4)),
         "micro_batch": config.micro_batch,
         "max_grad_norm": config.max_grad_norm,
         "title": "Tuning",
-        "flops": 3 * flops_per_token(model.config, row),
+        "flops": (2 if config.lora_rank else 3) * flops_per_token(model.config, row),
         "sample": sampler(model, tokenizer, config.sample),
+        **objective,
     }
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _optimizer(config: FinetuneConfig) -> str:
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "adamw" if config.lora_rank or config.objective == "dpo" else "muon"
+
+
+def _rate(config: FinetuneConfig, width: int) -> float:
+    """The learning rate that is set, or the one for this width and what is trained: see the lecture."""
+    if config.learning_rate:
+        return config.learning_rate
+    rate = ADAPTER_RATE * 192 / width if config.lora_rank else RATE * (192 / width) ** 2
+    return rate * (DPO_SHARE if config.objective == "dpo" else 1)
+
+
+def _tokenizer(folder: Path, config: FinetuneConfig) -> Tokenizer:
+    """The tokenizer of a folder, with the chat template that is asked for."""
+    from luthier.core.data.chat_templates import TEMPLATES, chat_template, check_template
     from luthier.tokenizers.formats import load_tokenizer
 
-    return load_tokenizer(folder)
-
-
-# ---------------------------------------------------------------- batches
-
-
-def batches(
-    config: FinetuneConfig, found: Found, tokenizer: Tokenizer, row: int, replay: Path | None
-) -> Callable[[int], Batch]:
-    """The batch of every step, as a function of the step alone."""
-    from luthier.core.training.batches import chance, pack
-    from luthier.core.training.examples import vary, with_question
-    from luthier.core.training.examples import wordings_of as asked_in
-
-    wordings, held = found.wordings, asked_in(found.held_out)
-    plain = [_encoded(tokenizer, w) for w in wordings]
-    per_epoch = -(-len(wordings) // config.batch_size)
-    trained = sum(int((e.labels >= 0).sum()) for e in plain) / per_epoch
-    replayed = _replayed(config, tokenizer, row, replay, trained)
-
-    def shown(epoch: int, i: int) -> Example:
-        """Example i as this epoch shows it; a variation that says what a held-out wording says is not shown."""
-        messages, random = wordings[i].messages, chance(config.seed, 11, epoch, i)
-        question = next(m.content for m in reversed(messages) if m.role == "user")
-        varied = vary(question, random, share=config.vary_share, drop=config.vary_drop)
-        if varied == question or _same_words(varied) in held:
-            return plain[i]
-        example = _encoded(tokenizer, wordings[i], with_question(messages, varied))
-        return example if len(example) <= row else plain[i]
-
-    def batch_at(step: int) -> Batch:
-        epoch, place = divmod(step, per_epoch)
-        order = chance(config.seed, 10, epoch).permutation(len(wordings))
-        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
-        return pack([*(shown(epoch, int(i)) for i in chosen), *replayed(step)], row, tokenizer.pad_id)
-
-    return batch_at
-
-
-def _replayed(
-    config: FinetuneConfig, tokenizer: Tokenizer, row: int, replay: Path | None, trained: float
-) -> Callable[[int], list[Example]]:
-    """Windows of plain text for every step: so many that their tokens are `replay_share` of all trained ones."""
-    if replay is None or not config.replay_share:
-        return lambda step: []
-    from luthier.core.data.shards import open_shards
-    from luthier.core.training.batches import mixed
-    from luthier.core.training.pretrain import sources
-
-    shards = open_shards(Path(replay), "train")
-    if shards.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{replay} was encoded with another tokenizer ({shards.vocab_size:,} tokens, the model's has "
-            f"{tokenizer.vocab_size:,})\nEncode again with the model's folder: luthier encode … --tokenizer MODEL"
-        )
-    if not len(shards.tokens):
-        return lambda step: []
-    window = min(128, row)
-    own, general = sources(shards, context=window, seed=config.seed, number=2)
-    a_step = trained * config.replay_share / (1 - config.replay_share) / window
-    share = config.general_share if general is not None else 0.0
-    return lambda step: [
-        mixed(own, general, share, place) for place in range(int(step * a_step), int((step + 1) * a_step))
-    ]
-
-
-def _encoded(tokenizer: Tokenizer, wording: Wording, messages: Any = None) -> Example:
-    from luthier.core.training.examples import encode_wording
-
-    return encode_wording(tokenizer, messages or wording.messages, wording.source)
-
-
-def _same_words(question: str) -> str:
-    from luthier.core.data.questions import wording
-
-    return wording(question)
-
-
-def _that_fit(tokenizer: Tokenizer, found: Found, row: int) -> list[Wording]:
-    """The wordings that fit into a row; the others are counted and the first is named."""
-    lengths = [len(_encoded(tokenizer, w)) for w in found.wordings]
-    fit = [w for w, n in zip(found.wordings, lengths, strict=True) if n <= row]
-    if len(fit) < len(lengths):
-        first = next(w for w, n in zip(found.wordings, lengths, strict=True) if n > row)
-        where = f"the longest has {max(lengths):,} tokens, the first is {first.source}"
-        if not fit:
-            raise TrainingError(f"no example fits into {row} tokens: {where}\nRaise context, or shorten the answers.")
-        found.left_out[f"examples longer than {row} tokens ({where})"] += len(lengths) - len(fit)
-    return fit
+    tokenizer = load_tokenizer(folder)
+    if config.template != "auto":
+        check_template(tokenizer, TEMPLATES[config.template])
+        tokenizer.chat_template = chat_template(tokenizer, TEMPLATES[config.template])
+    return tokenizer
 
 
 # ---------------------------------------------------------------- words
@@ -313,35 +220,43 @@ def _nothing(found: Found, data: Sequence[Path]) -> str:
 
 
 def _say_plan(
-    config: FinetuneConfig,
-    found: Found,
-    model: Any,
-    tokenizer: Tokenizer,
-    steps: int,
-    rate: float,
-    first: Batch,
-    replay: Path | None,
+    config: FinetuneConfig, found: Found, run: dict[str, Any], tokenizer: Tokenizer, first: Batch, replay: Path | None
 ) -> None:
+    from luthier.core.data.chat_templates import template_of
     from luthier.core.training.pretrain import threads_said
 
     rows, width = first.ids_BT.shape
     fill = float((first.document_BT >= 0).float().mean())
-    say(f"  model        {sum(p.numel() for p in model.parameters()):,} parameters")
-    say(f"  examples     {len(found.wordings):,}: {found.pairs:,} pairs and conversations in all their wordings")
+    weights = list(run["model"].parameters())
+    whole, trained = sum(p.numel() for p in weights), sum(p.numel() for p in weights if p.requires_grad)
+    adapters = f", {trained:,} of them in adapters are trained" if config.lora_rank else ""
+    adapters += ", base in four bits (not counted)" if config.quantize == "nf4" else ""
+    rate = max(group["lr"] for optimizer in run["optimizers"] for group in optimizer.param_groups)
+    say(f"  model        {whole:,} parameters{adapters}")
+    if found.preferences:
+        say(f"  preferences  {len(found.preferences):,}, DPO with β = {config.beta:g}")
+    else:
+        say(f"  examples     {len(found.wordings):,}: {found.pairs:,} pairs and conversations in all their wordings")
     for reason, count in found.left_out.items():
         say(f"  left out     {count:,} {reason}")
     text = f", {config.replay_share:.0%} of the trained tokens plain text from {replay}" if replay else ""
-    say(f"  steps        {steps:,} of {config.batch_size} examples: {config.epochs:g} epochs{text}")
+    say(f"  steps        {run['steps']:,} of {config.batch_size} examples: {config.epochs:g} epochs{text}")
     say(f"  first batch  {rows} rows of {width} tokens, {fill:.0%} filled, {first.trained:,} tokens trained")
-    say(f"  optimizer    {config.optimizer}, learning rate {rate:.1e}, {threads_said()}")
-    _show_example(tokenizer, found.wordings[0])
+    say(f"  template     {template_of(tokenizer).name}")
+    say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {threads_said()}")
+    if found.preferences:
+        for chosen in (True, False):
+            say("the better answer:" if chosen else "the worse one:")
+            _show_example(tokenizer, found.preferences[0].conversation(chosen))
+    else:
+        _show_example(tokenizer, found.wordings[0].messages)
 
 
-def _show_example(tokenizer: Tokenizer, wording: Wording) -> None:
-    """The first example with its trained part marked, on stderr."""
+def _show_example(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+    """An example with its trained part marked, on stderr."""
     from rich.console import Console
 
     from luthier.core.data.conversations import encode_conversation
     from luthier.core.show.conversations import show_example
 
-    show_example(tokenizer, *encode_conversation(tokenizer, wording.messages), Console(stderr=True, highlight=False))
+    show_example(tokenizer, *encode_conversation(tokenizer, messages), Console(stderr=True, highlight=False))

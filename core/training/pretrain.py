@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from luthier.core.training.parallel import Workers
     from luthier.models.config import ModelConfig
     from luthier.models.transformer import Transformer
+    from luthier.tokenizers.bpe import Tokenizer
 
 __all__ = ["Prepared", "PretrainConfig", "PretrainSummary", "prepare", "pretrain"]
 
@@ -340,11 +341,12 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
 
 def open_base(folder: Path, tokenizer: Path | None) -> Transformer:
     """The model to go on from, with a row for every id of `tokenizer`, which must be the model's own or extend it."""
-    from luthier.models.checkpoints import load_model
+    from luthier.models.adapter_files import open_model
+    from luthier.models.lora import merge_adapters
     from luthier.models.resize import extends, resize_vocabulary
     from luthier.tokenizers.formats import load_tokenizer
 
-    model, old = load_model(folder), load_tokenizer(folder)
+    model, old = merge_adapters(open_model(folder)), load_tokenizer(folder)
     if old.vocab_size > model.config.vocab_size:
         raise InputError(
             f"{folder}: its tokenizer has {old.vocab_size:,} tokens, its model only {model.config.vocab_size:,}"
@@ -513,7 +515,7 @@ def threads_said() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def save(model: Any, folder: Path | None, tokenizer: Path | None, base: Path | None = None) -> None:
+def save(model: Any, folder: Path | None, tokenizer: Path | Tokenizer | None, base: Path | None = None) -> None:
     """The model in Hugging Face's layout, with its tokenizer; what config.json says of single tokens as in `base`.
     No folder: another process writes."""
     if folder is None:
@@ -527,15 +529,16 @@ def save(model: Any, folder: Path | None, tokenizer: Path | None, base: Path | N
         save_model(model, folder)
         say("  tokenizer    none given: the model's folder has none, and text cannot be put to it")
         return
-    known = load_tokenizer(Path(tokenizer))
+    known = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     known.chat_template = known.chat_template or chat_template(known)
+    like = base or (tokenizer if isinstance(tokenizer, Path) else None)
     save_tokenizer(known, folder)
-    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(Path(base or tokenizer)))
+    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(like))
 
 
-def _tokens_of(base: Path) -> dict[str, Any]:
+def _tokens_of(base: Path | None) -> dict[str, Any]:
     """The tokens that a base model's config.json names beside its end: how a text begins, what fills a row."""
-    config = read_json(base / "config.json") if (base / "config.json").is_file() else {}
+    config = read_json(base / "config.json") if base and (base / "config.json").is_file() else {}
     return {name: config.get(name) for name in ("bos_token_id", "pad_token_id")}
 
 

@@ -14,8 +14,9 @@ from luthier.core.data.shards import write_shards
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.batches import IGNORED, chance
 from luthier.core.training.examples import Wording, encode_wording, read_wordings, vary
-from luthier.core.training.finetune import FinetuneConfig, batches, finetune
+from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.core.training.tuning_batches import batches
 from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import preset
 from luthier.models.generate import generate
