@@ -14,8 +14,9 @@ Legend: N outputs, C inputs of a layer.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from luthier.models.lora import (
 )
 from luthier.models.transformer import Transformer
 
-__all__ = ["base_of", "is_adapter", "load_adapter", "open_model", "save_adapter"]
+__all__ = ["adapter_facts", "base_of", "is_adapter", "load_adapter", "open_model", "save_adapter"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.model."  # PEFT's model holds transformers' model, which holds the decoder
@@ -109,6 +110,27 @@ def base_of(folder: Path) -> Path:
     return found[0]
 
 
+def adapter_facts(folder: Path) -> tuple[LoraConfig, int, int]:
+    """An adapter folder's settings, its number of weights, and in how many bits its base was kept (4 or 32)."""
+    folder = Path(folder)
+    raw = _read_config(folder)
+    with _open(folder / WEIGHTS) as file:
+        keys = list(file.keys())
+        numbers = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
+        bits = 4 if (file.metadata() or {}).get("quantize") == "nf4" else 32
+    return _from_json(raw, _targets_in(keys), folder), numbers, bits
+
+
+def _places(keys: Iterable[str]) -> set[str]:
+    """The layers that a file's tensors belong to."""
+    return {key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in keys}
+
+
+def _targets_in(keys: Iterable[str]) -> list[str]:
+    found = {place.rsplit(".", 1)[-1] for place in _places(keys)}
+    return [t for t in TARGETS if t in found] + sorted(found - set(TARGETS))
+
+
 def load_adapter(model: Transformer, folder: Path, name: str = "default") -> LoraConfig:
     """Hang the adapter of a folder, ours or PEFT's, on `model` and make it the active one.
 
@@ -120,8 +142,7 @@ def load_adapter(model: Transformer, folder: Path, name: str = "default") -> Lor
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
         if (file.metadata() or {}).get("quantize") == "nf4" and not is_quantised(model):
             quantize_base(model)  # it was trained on such weights
-    places = {key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in tensors}
-    config = _from_json(raw, sorted({place.rsplit(".", 1)[-1] for place in places}), folder)
+    places, config = _places(tensors), _from_json(raw, _targets_in(tensors), folder)
     adapters = {}
     for place, base in targets_of(model, config, name):
         if place in places:

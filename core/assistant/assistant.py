@@ -203,14 +203,14 @@ class Assistant:
     def _model(self) -> tuple[Any, Any, tuple[int, ...]]:
         """Model, tokenizer and the ids that end an answer."""
         from luthier.core.data.conversations import stop_ids
-        from luthier.models.checkpoints import load_model
+        from luthier.models.adapter_files import open_model
         from luthier.tokenizers.formats import load_tokenizer
 
         assert self.model_folder is not None
         with self._lock:
             if self._parts is None:
                 tokenizer = load_tokenizer(self.model_folder)
-                self._parts = load_model(self.model_folder).eval(), tokenizer, tuple(stop_ids(tokenizer))
+                self._parts = open_model(self.model_folder), tokenizer, tuple(stop_ids(tokenizer))
             return self._parts
 
     def _prompt(self, messages: Sequence[Mapping[str, str]], most: int) -> list[int]:

@@ -30,7 +30,7 @@ def open_assistant(path: Path, index: Path | None = None, config: AssistantConfi
     path = Path(path)
     if (path / "luthier.toml").is_file():
         return _of_project(path, index, config)
-    if (path / "config.json").is_file():
+    if _is_model(path):
         return Opened(Assistant(path, _checked(index), config), _name(path))
     try:
         return Opened(Assistant(None, _checked(path), config), _name(path))
@@ -47,12 +47,17 @@ def _of_project(path: Path, index: Path | None, config: AssistantConfig | None) 
     project = load_project(path)
     model: Path | None = project.built("tuned")
     index = index or project.built("index")
-    model = model if (model / "config.json").is_file() else None
+    model = model if _is_model(model) else None
     store = index if (index / "manifest.json").is_file() else None
     if model is None and store is None:
         raise InputError(f"{path} has neither build/tuned nor build/index yet\nMake them: luthier run {path}")
     settings: Any = project.settings["assistant"]
     return Opened(Assistant(model, store, config or settings), project.config.name or _name(path))
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a whole model, or an adapter that names its base."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _checked(index: Path | None) -> Path | None:

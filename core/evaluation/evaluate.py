@@ -342,7 +342,7 @@ def ask(
 
 def _held_out_bits(models: Sequence[Path], corpus: Path, config: EvaluateConfig) -> dict[str, Any] | None:
     """Bits per byte of each model on the corpus' validation documents; None where there is none."""
-    from luthier.models.checkpoints import load_model
+    from luthier.models.adapter_files import open_model
     from luthier.tokenizers.formats import load_tokenizer
 
     texts = [d.text for d in read_corpus(corpus) if d.split == "validation" and d.kind == "stable"]
@@ -350,7 +350,7 @@ def _held_out_bits(models: Sequence[Path], corpus: Path, config: EvaluateConfig)
         say("no document is held out (validation): bits per byte is not measured")
         return None
     measured = {
-        name: bits_per_byte(load_model(Path(path)), load_tokenizer(Path(path)), texts, config)
+        name: bits_per_byte(open_model(Path(path)), load_tokenizer(Path(path)), texts, config)
         for name, path in _model_names(models).items()
     }
     return {"documents": len(texts), **measured}

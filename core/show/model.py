@@ -30,11 +30,14 @@ def show_model(folder: Path, text: str | None = None) -> None:
 
     Raises CheckpointError if it is no model folder, InputError for a text that cannot be tried.
     """
+    from luthier.models.adapter_files import base_of, is_adapter
     from luthier.models.checkpoints import load_config
 
     folder, console = Path(folder), _console()
-    config = load_config(folder)
+    config = load_config(base_of(folder) if is_adapter(folder) else folder)
     _head(console, folder, config)
+    if is_adapter(folder):
+        _adapter(console, folder)
     if text is not None:
         console.print()
         _losses(console, folder, text)
@@ -109,6 +112,19 @@ def _size(count: float) -> str:
     return f"{count:,.1f} GB"
 
 
+def _adapter(console: Console, folder: Path) -> None:
+    """What an adapter folder adds to its base."""
+    from luthier.models.adapter_files import adapter_facts, base_of
+
+    config, parameters, bits = adapter_facts(folder)
+    base = "in four bits (NF4)" if bits == 4 else "in full"
+    console.print(
+        f"\nadapter         {config.kind}, rank {config.rank}, α {config.alpha:g}: {parameters:,} parameters on "
+        f"{', '.join(config.targets)}\nbase            {base_of(folder)}, {base}",
+        markup=False,
+    )
+
+
 def _operations(count: float) -> str:
     return f"{count / 1e6:,.1f} MFLOP" if count < 1e9 else f"{count / 1e9:,.1f} GFLOP"
 
@@ -122,10 +138,10 @@ def _losses(console: Console, folder: Path, text: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from luthier.models.checkpoints import load_model
+    from luthier.models.adapter_files import open_model
     from luthier.tokenizers.formats import load_tokenizer
 
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model, tokenizer = open_model(folder), load_tokenizer(folder)
     ids = [tokenizer.eos_id, *(int(i) for i in tokenizer.encode_ordinary(text))]  # a document begins after an end
     if len(ids) < 2:
         raise InputError("the text holds no token; give at least one character")

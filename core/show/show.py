@@ -80,7 +80,7 @@ def _folder(path: Path, wish: Wish) -> None:
         raise InputError(f"{path} was made by `luthier {stage}`, which this luthier has no view of; upgrade luthier")
     elif (path / "luthier.toml").is_file():
         _project(path)
-    elif (path / "config.json").is_file():
+    elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         _model(path, wish)
     elif _holds_tokenizer(path):
         _tokenizer(path, wish)
@@ -231,6 +231,7 @@ def _file(path: Path, wish: Wish) -> None:
     if path.name in (
         "manifest.json",
         "config.json",
+        "adapter_config.json",
         "model.safetensors",
         "results.json",
         "index.sqlite",
