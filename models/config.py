@@ -1,10 +1,11 @@
 """The shape of a decoder: its numbers by Hugging Face's names, what they add up to, and sizes that work.
 
 Legend: V vocab_size, C hidden_size, L num_hidden_layers, H num_attention_heads, K num_key_value_heads, D head_size,
-F intermediate_size.
+F intermediate_size, P max_position_embeddings.
 
 **Parameters.** V·C for the embedding (again for an untied head), and in each layer 2·C·H·D for queries and output,
-2·C·K·D for keys and values, 3·C·F for the feed-forward part, 2·C for two norms; C for the last norm.
+2·C·K·D for keys and values, 3·C·F for the feed-forward part, 2·C for two norms; C for the last norm. GPT-2 has no gate
+(2·C·F), a bias with every product and norm, and P·C for learned positions.
 
 **Work.** A product with a weight takes 2 operations a weight and token (Kaplan et al. 2020, arXiv:2001.08361, §2.1).
 Attention adds 4·H·D for each key a token looks at, T/2 of them on average in a text of T tokens. The backward pass
@@ -31,7 +32,9 @@ __all__ = [
     "training_bytes",
 ]
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+Activation = Literal["silu", "gelu", "gelu_new"]
+Scaling = Literal["linear", "dynamic", "yarn", "llama3"]
 
 
 class ModelConfigError(ValueError):
@@ -40,21 +43,49 @@ class ModelConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's slowing of the low rotary frequencies for longer contexts; see kernels/rope.py."""
+    """Slower rotary frequencies ω, so that a model reads texts longer than it was trained on. The defaults: Llama 3.1.
 
+    linear     ω / factor: every position is squeezed (Chen et al. 2023, arXiv:2306.15595, eq. 4)
+    dynamic    a larger base, so that the fastest pairs stay and the slowest turn as under linear; only once a text is
+               longer than max_position_embeddings, and the more the longer it is (YaRN's paper, §3.3)
+    yarn       ω / factor for pairs that turn less than beta_slow times within the original context, ω for those that
+               turn more than beta_fast times, a mixture between; and sharper attention (Peng et al. 2023,
+               arXiv:2309.00071, §3.2 and §3.4)
+    llama3     as yarn in kind, mixed by frequency (Grattafiori et al. 2024, arXiv:2407.21783, §3.4); kernels/rope.py
+    """
+
+    rope_type: Scaling = "llama3"
+    """Which of the four."""
     factor: float = 8.0
-    """How many times slower the lowest frequencies turn. Default: Llama 3.1."""
-    low_freq_factor: float = 1.0
-    """Pairs that turn less often than this within the original context are slowed in full."""
-    high_freq_factor: float = 4.0
-    """Pairs that turn more often than this within the original context stay as they are."""
+    """How many times slower the lowest frequencies turn."""
     original_max_position_embeddings: int = 8192
-    """Tokens of context the model was first trained on."""
+    """Tokens of context the model was first trained on (yarn and llama3; the others take max_position_embeddings)."""
+    low_freq_factor: float = 1.0
+    """llama3: pairs that turn less often than this within the original context are slowed in full."""
+    high_freq_factor: float = 4.0
+    """llama3: pairs that turn more often than this within the original context stay as they are."""
+    beta_fast: float = 32.0
+    """yarn: pairs that turn more often than this within the original context stay as they are."""
+    beta_slow: float = 1.0
+    """yarn: pairs that turn less often than this within the original context are slowed in full."""
+    attention_factor: float | None = None
+    """yarn: what queries and keys are each multiplied by; None is 0.1·ln(factor) + 1."""
+    truncate: bool = True
+    """yarn: whether the two bounds are rounded outward to whole pairs."""
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in get_args(Scaling):
+            raise ModelConfigError(f"rope_type = {self.rope_type!r}: choose one of {', '.join(get_args(Scaling))}")
+        if not self.factor >= 1:
+            raise ModelConfigError(f"rope scaling factor = {self.factor}: must be 1 or more")
+        if not (self.low_freq_factor < self.high_freq_factor and self.beta_slow < self.beta_fast):
+            raise ModelConfigError("rope scaling: low_freq_factor < high_freq_factor and beta_slow < beta_fast needed")
+        _positive("original_max_position_embeddings", self.original_max_position_embeddings)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-shaped decoder. The defaults are the preset `demo`."""
+    """A decoder of Llama's shape, or GPT-2's. The defaults are the preset `demo`."""
 
     vocab_size: int = 4096
     """Number of token ids (V)."""
@@ -71,21 +102,26 @@ class ModelConfig:
     """Key and value heads (K), each shared by H/K query heads (Ainslie et al. 2023, arXiv:2305.13245)."""
     head_dim: int | None = None
     """Width of a head (D), even; None is hidden_size / num_attention_heads."""
+    hidden_act: Activation = "silu"
+    """What bends the feed-forward part: silu, gelu (by the error function) or gelu_new (by tanh). It opens the gate
+    that the other half passes, except in gpt2, which has no gate."""
     max_position_embeddings: int = 256
-    """The longest text in tokens."""
+    """The longest text in tokens, before any scaling of positions."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies (Su et al. 2021, arXiv:2104.09864, §3.2.2)."""
     rope_scaling: RopeScaling | None = None
     """Slowed frequencies for contexts longer than those first trained on; none by default."""
     rms_norm_eps: float = 1e-5
-    """Added under RMSNorm's root."""
+    """Added under the norm's root (GPT-2's config.json calls it layer_norm_epsilon)."""
     tie_word_embeddings: bool = True
     """Whether the head's weight is the embedding's (Press & Wolf 2017, arXiv:1608.05859)."""
     model_type: Family = "llama"
     """Which family's layout: qwen2 has biases on q, k and v; qwen3 normalises each query and key head; mistral may look
-    back through a sliding window."""
+    back through a sliding window; gpt2 has LayerNorm, learned positions, biases and no gate."""
     attention_bias: bool = False
-    """Biases on all four products of attention (llama and qwen3 only)."""
+    """Biases on all four products of attention (llama and qwen3 only; gpt2 always has them)."""
+    mlp_bias: bool = False
+    """Biases on the products of the feed-forward part (llama only; gpt2 always has them)."""
     sliding_window: int | None = None
     """Tokens a query looks back, itself included (mistral only); none by default."""
     initializer_range: float = 0.02
@@ -106,7 +142,7 @@ class ModelConfig:
                 f"num_attention_heads = {H} do not fit into hidden_size = {self.hidden_size}: "
                 "choose a divisor of it, or set head_dim"
             )
-        if self.head_size % 2 or self.head_size < 2:
+        if (self.head_size % 2 or self.head_size < 2) and not self.learned_positions:
             raise ModelConfigError(
                 f"head_dim = {self.head_size} (hidden_size / num_attention_heads unless set) must be even: "
                 "rotary positions turn pairs"
@@ -115,6 +151,20 @@ class ModelConfig:
             raise ModelConfigError(f"model_type = {self.model_type!r}: choose one of {', '.join(get_args(Family))}")
         if self.attention_bias and self.model_type not in ("llama", "qwen3"):
             raise ModelConfigError(f"attention_bias has no place in model_type = {self.model_type!r} (llama, qwen3)")
+        if self.mlp_bias and self.model_type != "llama":
+            raise ModelConfigError(f"mlp_bias has no place in model_type = {self.model_type!r} (llama)")
+        if self.hidden_act not in get_args(Activation):
+            raise ModelConfigError(f"hidden_act = {self.hidden_act!r}: choose one of {', '.join(get_args(Activation))}")
+        if self.model_type == "gpt2":
+            if K != H or self.head_size * H != self.hidden_size:
+                raise ModelConfigError(
+                    "gpt2 has as many key heads as query heads and no head_dim of its own: set "
+                    f"num_key_value_heads = {H} and head_dim = None"
+                )
+            if self.rope_scaling is not None:
+                raise ModelConfigError("rope_scaling has no place in gpt2, whose positions are learned")
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic" and self.head_size < 4:
+            raise ModelConfigError("dynamic rope scaling needs a head_dim of 4 or more")
         if self.sliding_window is not None:
             _positive("sliding_window", self.sliding_window)
             if self.model_type != "mistral":
@@ -126,14 +176,43 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
     @property
+    def context(self) -> int:
+        """The longest text in tokens, with positions scaled. Published folders count the original context in
+        max_position_embeddings for linear and dynamic, either for yarn, the extended one for llama3."""
+        s, P = self.rope_scaling, self.max_position_embeddings
+        if s is None or s.rope_type == "llama3":
+            return P
+        return max(P, int(s.factor * (s.original_max_position_embeddings if s.rope_type == "yarn" else P)))
+
+    @property
     def qkv_bias(self) -> bool:
         """Whether the products that make queries, keys and values have biases."""
-        return self.attention_bias or self.model_type == "qwen2"
+        return self.attention_bias or self.model_type in ("qwen2", "gpt2")
 
     @property
     def output_bias(self) -> bool:
         """Whether attention's last product has a bias."""
-        return self.attention_bias
+        return self.attention_bias or self.model_type == "gpt2"
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        """Whether the feed-forward part's products have biases."""
+        return self.mlp_bias or self.model_type == "gpt2"
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part has a gate (Shazeer 2020, arXiv:2002.05202)."""
+        return self.model_type != "gpt2"
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether norms subtract the mean and have a bias."""
+        return self.model_type == "gpt2"
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether each position has a learned vector, instead of turned queries and keys."""
+        return self.model_type == "gpt2"
 
     @property
     def qk_norm(self) -> bool:
@@ -147,13 +226,16 @@ def _positive(name: str, value: float) -> None:
 
 
 def parameter_count(config: ModelConfig, *, embedding: bool = True) -> int:
-    """Number of weights; a tied head counts once. `embedding=False` leaves embedding and head out."""
-    C, D = config.hidden_size, config.head_size
+    """Number of weights; a tied head counts once. `embedding=False` leaves embedding, positions and head out."""
+    C, D, F = config.hidden_size, config.head_size, config.intermediate_size
     q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
-    layer = 2 * C * q + 2 * C * kv + 3 * C * config.intermediate_size + 2 * C
+    norm, inner = C * (1 + config.layer_norm), F * (1 + config.gated)
+    layer = 2 * C * q + 2 * C * kv + C * inner + F * C + 2 * norm
     layer += (q + 2 * kv) * config.qkv_bias + C * config.output_bias + 2 * D * config.qk_norm
+    layer += (inner + C) * config.feed_forward_bias
     tables = config.vocab_size * C * (1 if config.tie_word_embeddings else 2)
-    return tables * embedding + config.num_hidden_layers * layer + C
+    tables += config.max_position_embeddings * C * config.learned_positions
+    return tables * embedding + config.num_hidden_layers * layer + norm
 
 
 def flops_per_token(config: ModelConfig, context: int | None = None) -> float:

@@ -110,7 +110,7 @@ def stream(
 
 
 def _check(model: Transformer, prompt: Prompt) -> None:
-    context = model.config.max_position_embeddings
+    context = model.config.context
     if len(prompt) == 0:
         raise GenerationError("an empty prompt: nothing to continue; begin with the end-of-text token")
     if len(prompt) >= context:
@@ -179,7 +179,7 @@ def _steps(
     ids_BT = torch.zeros(len(prompts), longest, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids_BT[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
-    ids_BT, context = ids_BT.to(device), model.config.max_position_embeddings
+    ids_BT, context = ids_BT.to(device), model.config.context
     cache = Cache(model.config, first_B, longest + max_new_tokens, dtype)
     for step in range(max_new_tokens):
         hidden_BC = model.hidden(ids_BT, cache=cache)[:, -1]
@@ -208,7 +208,7 @@ def _batch(
 ) -> None:
     """Continue the prompts whose numbers are `rows`, writing into `results`."""
     steps = _steps(model, [prompts[i] for i in rows], max_new_tokens, choose, uniform_NM[rows], vocab_size)
-    context = model.config.max_position_embeddings
+    context = model.config.context
     keep: Tensor | None = None
     while rows:
         try:

@@ -1,18 +1,24 @@
 """A decoder that reads token ids and says, at every place, how likely each token is to come next.
 
     ids [B, T] ─embedding [V, C]─▶ x [B, T, C]
-    L times:   x = x + attention(RMSNorm(x));   x = x + swiglu(RMSNorm(x))
-    logits [B, T, V] = RMSNorm(x) · Wᵀ                         W is the embedding again where the head is tied
+    L times:   x = x + attention(norm(x));   x = x + feed_forward(norm(x))
+    logits [B, T, V] = norm(x) · Wᵀ                            W is the embedding again where the head is tied
 
-This is the shape that Llama 2 settled (Touvron et al. 2023, arXiv:2307.09288, §2.2) and that Mistral, Qwen and SmolLM
-kept: norms before each part, rotary positions, grouped-query attention, SwiGLU, no biases. Parameters carry Hugging
-Face's names (`layers.0.self_attn.q_proj.weight`), so that checkpoints map one to one.
+Two shapes of it. **Llama's** (Touvron et al. 2023, arXiv:2307.09288, §2.2), which Mistral, Qwen and SmolLM kept:
+RMSNorm, rotary positions, grouped-query attention, SwiGLU, few biases or none. **GPT-2's** (Radford et al. 2019):
+LayerNorm, a learned vector for each position, GELU without a gate, a bias everywhere. Parameters carry the names of
+Llama in Hugging Face's library (`layers.0.self_attn.q_proj.weight`); layouts.py knows GPT-2's.
+
+Every operation that is more than a product comes from kernels/: Triton on a card, PyTorch on a CPU.
 
 Several documents may be packed into one row. `document_BT` says which token belongs to which: tokens of different
 documents do not see each other and positions begin at 0 in each, so a packed row gives what its documents give alone.
 −1 marks padding, a document like any other whose output nobody reads.
 
 Generation keeps every layer's keys and values in a `Cache`, so that a new token costs one token's work.
+
+Training may keep of each layer only its input and compute the rest again in the backward pass: `recompute = True`
+(Chen et al. 2016, arXiv:1604.06174). A third more work, and memory for one layer instead of L.
 
 Legend: B batch, T tokens, S tokens in the cache, L layers, H query heads, K key/value heads, D head_dim, C hidden,
 F feed-forward, V vocabulary.
@@ -21,19 +27,24 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from luthier.kernels.attention import attention, document_starts, visible
+from luthier.kernels.decode_attention import decode_attention
+from luthier.kernels.launch import use_triton
+from luthier.kernels.layer_norm import layer_norm
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
-from luthier.kernels.rms_norm import rms_norm
-from luthier.kernels.rope import frequencies, llama3_frequencies, rope, rope_table
-from luthier.kernels.swiglu import swiglu
+from luthier.kernels.rms_norm import add_rms_norm, rms_norm
+from luthier.kernels.rope import frequencies, llama3_frequencies, rope, rope_table, yarn_frequencies, yarn_scale
+from luthier.kernels.swiglu import geglu, swiglu
 from luthier.models.config import ModelConfig
 
-__all__ = ["Cache", "ContextError", "Transformer"]
+__all__ = ["Cache", "ContextError", "Places", "Transformer", "rotary_frequencies"]
 
 
 class ContextError(ValueError):
@@ -70,6 +81,24 @@ class Cache:
         self.k, self.v, self.first_B = self.k[:, rows], self.v[:, rows], self.first_B[rows]
 
 
+class Places(NamedTuple):
+    """Where the tokens of a batch stand and what they see: made once, used by every layer."""
+
+    position: Tensor
+    """Place of each token in its text, [T] or [B, T]."""
+    cos: Tensor | None
+    """Of the angles of these positions, [T, D/2] or [B, T, D/2]; None where positions are learned."""
+    sin: Tensor | None
+    mask_BTS: Tensor | None = None
+    """Which keys each query sees, for PyTorch; None is all up to its own place."""
+    first_BT: Tensor | None = None
+    """The first key each query sees, for Triton, which needs no mask; None is 0."""
+    window: int | None = None
+    """For Triton: tokens a query looks back."""
+    lengths_B: Tensor | None = None
+    """Keys of each row, where Triton decodes one token a row from the cache."""
+
+
 class RMSNorm(nn.Module):
     """y = x / √(mean(x²) + ε) · weight."""
 
@@ -80,6 +109,31 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + more, and x + more."""
+        return add_rms_norm(more.to(x.dtype), x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """y = (x − mean(x)) / √(var(x) + ε) · weight + bias."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.empty(size, device="meta")) for _ in range(2))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + more, and x + more."""
+        x = x + more
+        return self(x), x
+
+
+def _norm(config: ModelConfig, size: int) -> RMSNorm | LayerNorm:
+    return (LayerNorm if config.layer_norm else RMSNorm)(size, config.rms_norm_eps)
 
 
 class Linear(nn.Linear):
@@ -103,7 +157,7 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention; each query and key is turned by its position, except where positions are learned."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -117,30 +171,52 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
         self.qk_norm, self.head_dim, self.layer = config.qk_norm, D, layer
 
-    def forward(self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask_BTS: Tensor | None, cache: Cache | None) -> Tensor:
-        heads = (-1, self.head_dim)
-        q_BTHD = self.q_proj(x_BTC).unflatten(-1, heads)
-        k_BTKD = self.k_proj(x_BTC).unflatten(-1, heads)
-        v_BTKD = self.v_proj(x_BTC).unflatten(-1, heads)
+    def heads(self, x_BTC: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, D], keys and values [B, T, K, D]."""
+        shape = (-1, self.head_dim)
+        q_BTHD = self.q_proj(x_BTC).unflatten(-1, shape)
+        k_BTKD = self.k_proj(x_BTC).unflatten(-1, shape)
+        v_BTKD = self.v_proj(x_BTC).unflatten(-1, shape)
         if self.qk_norm:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
-        q_BTHD, k_BTKD = rope(q_BTHD, cos, sin), rope(k_BTKD, cos, sin)
+        if places.cos is not None and places.sin is not None:
+            q_BTHD, k_BTKD = rope(q_BTHD, places.cos, places.sin), rope(k_BTKD, places.cos, places.sin)
+        return q_BTHD, k_BTKD, v_BTKD
+
+    def forward(self, x_BTC: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        q_BTHD, k_BSKD, v_BSKD = self.heads(x_BTC, places)
         if cache is not None:
-            k_BTKD, v_BTKD = cache.extend(self.layer, k_BTKD, v_BTKD)
-        return self.o_proj(attention(q_BTHD, k_BTKD, v_BTKD, mask_BTS).flatten(-2))
+            k_BSKD, v_BSKD = cache.extend(self.layer, k_BSKD, v_BSKD)
+        if places.lengths_B is not None:
+            first_B = None if places.first_BT is None else places.first_BT[:, 0]
+            out_BTHD = decode_attention(q_BTHD, k_BSKD, v_BSKD, places.lengths_B, first_B=first_B)
+        else:
+            sees = {"first_BT": places.first_BT, "window": places.window}
+            out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, places.mask_BTS, **sees)
+        return self.o_proj(out_BTHD.flatten(-2))
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) ⊙ up(x))."""
+    """down(act(gate(x)) ⊙ up(x)), or without a gate down(act(up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        C, inner, bias = config.hidden_size, config.intermediate_size, config.feed_forward_bias
+        if config.gated:
+            self.gate_proj = Linear(C, inner, bias)
+        self.up_proj = Linear(C, inner, bias)
+        self.down_proj = Linear(inner, C, bias)
+        self.gated, self.act = config.gated, config.hidden_act
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTC), self.up_proj(x_BTC)))
+        up_BTF, approximate = self.up_proj(x_BTC), "tanh" if self.act == "gelu_new" else "none"
+        if not self.gated:
+            bent_BTF = F.silu(up_BTF) if self.act == "silu" else F.gelu(up_BTF, approximate=approximate)
+        elif self.act == "silu":
+            bent_BTF = swiglu(self.gate_proj(x_BTC), up_BTF)
+        else:
+            bent_BTF = geglu(self.gate_proj(x_BTC), up_BTF, approximate=approximate)
+        return self.down_proj(bent_BTF)
 
 
 class Layer(nn.Module):
@@ -148,31 +224,36 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = _norm(config, config.hidden_size)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = _norm(config, config.hidden_size)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTC: Tensor, cos: Tensor, sin: Tensor, mask_BTS: Tensor | None, cache: Cache | None) -> Tensor:
-        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), cos, sin, mask_BTS, cache)
-        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+    def forward(self, x_BTC: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        attended_BTC = self.self_attn(self.input_layernorm(x_BTC), places, cache)
+        normed_BTC, x_BTC = self.post_attention_layernorm.add(x_BTC, attended_BTC)
+        return x_BTC + self.mlp(normed_BTC)
 
 
 class Transformer(nn.Module):
     """The decoder. New weights are drawn from `generator`, or from one seeded with `seed`; on the device "meta" there
-    are shapes only, for weights that will be loaded."""
+    are shapes only, for weights that will be loaded. `recompute`: see the lecture above."""
 
     def __init__(
         self, config: ModelConfig, generator: torch.Generator | None = None, *, seed: int = 0, device: str = "cpu"
     ) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        if config.learned_positions:
+            self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = _norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._kind: tuple[torch.device, torch.dtype, int] | None = None
         if device != "meta":
             self.to_empty(device=device)
             self.init(generator or torch.Generator(device).manual_seed(seed))
@@ -183,7 +264,7 @@ class Transformer(nn.Module):
 
         Matrices and embedding are normal with deviation initializer_range; the two products that end in the residual
         stream, of which there are 2L, are smaller by √(2L), so that the stream's spread does not grow with depth
-        (Radford et al. 2019, GPT-2, §2.3). Norms begin at 1, biases at 0.
+        (Radford et al. 2019, GPT-2, §2.3). Norms begin at 1, biases at 0. By width (µP): mup.py.
         """
         std = self.config.initializer_range
         small = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -202,12 +283,17 @@ class Transformer(nn.Module):
     def hidden(self, ids_BT: Tensor, *, document_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The last layer's normalised output [B, T, C], from which the head makes logits.
 
-        Raises ContextError for a text longer than max_position_embeddings.
+        Raises ContextError for a text longer than the model's context.
         """
-        cos, sin, mask_BTS = self._places(ids_BT, document_BT, cache)
+        places = self._places(ids_BT, document_BT, cache)
         x_BTC = self.embed_tokens(ids_BT)
+        if self.config.learned_positions:
+            x_BTC = x_BTC + self.embed_positions(places.position)
         for layer in self.layers:
-            x_BTC = layer(x_BTC, cos, sin, mask_BTS, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTC = checkpoint(layer, x_BTC, places, cache, use_reentrant=False)
+            else:
+                x_BTC = layer(x_BTC, places, cache)
         if cache is not None:
             cache.length += ids_BT.shape[1]
         return self.norm(x_BTC)
@@ -223,47 +309,76 @@ class Transformer(nn.Module):
         """
         return linear_cross_entropy(self.hidden(ids_BT, document_BT=document_BT), self.head_weight, labels_BT)
 
-    def _places(
-        self, ids_BT: Tensor, document_BT: Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """cos and sin of every token's position, and the mask (None for plain causal attention)."""
+    def _places(self, ids_BT: Tensor, document_BT: Tensor | None, cache: Cache | None) -> Places:
+        """Positions, their angles, and the first key that each token sees, as the device's attention wants it."""
         T, window = ids_BT.shape[1], self.config.sliding_window
         begin = cache.length if cache is not None else 0
-        place_T = torch.arange(begin, begin + T, device=ids_BT.device)
+        end = begin + T
+        place_T = torch.arange(begin, end, device=ids_BT.device)
         first_BT = None
         if document_BT is not None:
             first_BT = document_starts(document_BT)
         elif cache is not None:
             first_BT = torch.minimum(cache.first_B[:, None], place_T)  # padding sees itself
+        position = place_T if first_BT is None else place_T - first_BT
+        longest = end
+        if first_BT is not None and end > self.config.max_position_embeddings:  # counting waits for a card
+            longest = int(position.max()) + 1 if T else 0
+        if longest > self.config.context:
+            raise ContextError(
+                f"a text of {longest:,} tokens is longer than the model's context of {self.config.context:,} tokens "
+                "(max_position_embeddings in config.json): shorten it, or extend the context (models/resize.py)"
+            )
+        cos, sin = self._angles(position, longest)
+        if use_triton("attention", "auto", self.embed_tokens.weight):
+            return self._seen_on_card(Places(position, cos, sin, window=window), first_BT, end, cache)
         if first_BT is not None and not bool(first_BT.any()):
             first_BT = None
-        longest = begin + T if first_BT is None else int((place_T - first_BT).max()) + 1 if T else 0
-        if longest > self.config.max_position_embeddings:
-            raise ContextError(
-                f"a text of {longest:,} tokens is longer than the model's context of "
-                f"{self.config.max_position_embeddings:,} (max_position_embeddings)"
-            )
-        cos, sin = self._rope_tables()
-        position = place_T if first_BT is None else place_T - first_BT
-        if window is not None and longest > window:
+        if window is not None and end > window:
             oldest_T = (place_T - window + 1).clamp(min=0)
             first_BT = oldest_T[None] if first_BT is None else torch.maximum(first_BT, oldest_T)
-        mask_BTS = None if first_BT is None else visible(first_BT, begin + T)
-        return cos[position], sin[position], mask_BTS
+        return Places(position, cos, sin, None if first_BT is None else visible(first_BT, end))
 
-    def _rope_tables(self) -> tuple[Tensor, Tensor]:
-        """cos and sin [max_position_embeddings, D/2], made at first use and again after a move to another device."""
-        weight = self.embed_tokens.weight
-        if self._tables is None or self._tables[0].device != weight.device or self._tables[0].dtype != weight.dtype:
-            omega = frequencies(self.config.head_size, self.config.rope_theta)
-            if (s := self.config.rope_scaling) is not None:
-                omega = llama3_frequencies(
-                    omega,
-                    factor=s.factor,
-                    low=s.low_freq_factor,
-                    high=s.high_freq_factor,
-                    context=s.original_max_position_embeddings,
-                )
+    def _seen_on_card(self, places: Places, first_BT: Tensor | None, end: int, cache: Cache | None) -> Places:
+        """The same for Triton: no mask, and one new token a row by the kernel that splits the cache."""
+        if cache is None or places.position.shape[-1] > 1 or torch.is_grad_enabled():
+            return places._replace(first_BT=first_BT)
+        if places.window is not None and first_BT is not None:
+            first_BT = first_BT.clamp(min=end - places.window)
+        lengths_B = torch.full_like(cache.first_B, end, dtype=torch.int32)
+        first_BT = None if first_BT is None else first_BT.int()
+        return places._replace(first_BT=first_BT, window=None, lengths_B=lengths_B)
+
+    def _angles(self, position: Tensor, longest: int) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin of the angles at these positions, from tables that grow with the texts."""
+        if self.config.learned_positions:
+            return None, None
+        weight, P = self.embed_tokens.weight, self.config.max_position_embeddings
+        kind = (weight.device, weight.dtype, longest if longest > P else 0)  # dynamic scaling: other angles then
+        if self._tables is None or self._kind != kind or len(self._tables[0]) < longest:
+            rows = min(1 << max(longest - 1, 255).bit_length(), self.config.context)
+            omega, scale = rotary_frequencies(self.config, longest)
             with torch.inference_mode(False):  # made while generating, they must serve training too
-                self._tables = rope_table(omega.to(weight.device), self.config.max_position_embeddings, weight.dtype)
-        return self._tables
+                self._tables = rope_table(omega.to(weight.device), rows, weight.dtype, scale=scale)
+            self._kind = kind
+        cos, sin = self._tables
+        return cos[position], sin[position]
+
+
+def rotary_frequencies(config: ModelConfig, longest: int = 0) -> tuple[Tensor, float]:
+    """ω [D/2] and what cos and sin are multiplied by; `longest` is the length of the text, which dynamic looks at."""
+    D, base, s = config.head_size, config.rope_theta, config.rope_scaling
+    if s is None:
+        return frequencies(D, base), 1.0
+    L = config.max_position_embeddings if s.rope_type in ("linear", "dynamic") else s.original_max_position_embeddings
+    if s.rope_type == "linear":
+        return frequencies(D, base) / s.factor, 1.0
+    if s.rope_type == "dynamic":
+        stretch = s.factor * max(longest, L) / L - (s.factor - 1)
+        return frequencies(D, base * stretch ** (D / (D - 2))), 1.0
+    if s.rope_type == "llama3":
+        bounds = {"low": s.low_freq_factor, "high": s.high_freq_factor}
+        return llama3_frequencies(frequencies(D, base), factor=s.factor, context=L, **bounds), 1.0
+    bounds = {"fast": s.beta_fast, "slow": s.beta_slow, "whole": s.truncate}
+    omega = yarn_frequencies(frequencies(D, base), factor=s.factor, context=L, **bounds)
+    return omega, yarn_scale(s.factor) if s.attention_factor is None else s.attention_factor

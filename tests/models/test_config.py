@@ -10,6 +10,7 @@ import pytest
 from luthier.models.config import (
     ModelConfig,
     ModelConfigError,
+    RopeScaling,
     cache_bytes,
     flops_per_token,
     parameter_count,
@@ -21,12 +22,17 @@ from luthier.models.config import (
 
 @pytest.mark.parametrize("name", list(presets))
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_word_embeddings": False}, {"model_type": "qwen2"}, {"model_type": "qwen3"}]
+    "changes",
+    [{}, {"tie_word_embeddings": False}, {"model_type": "qwen2"}, {"model_type": "qwen3"}, {"model_type": "gpt2"}],
 )
 def test_parameter_count_is_what_the_model_has(name: str, changes: dict[str, Any]) -> None:
     from luthier.models.transformer import Transformer
 
-    for more in ({}, {"attention_bias": True}) if changes.get("model_type") != "qwen2" else ({},):
+    family, biases = changes.get("model_type", "llama"), [{"attention_bias": True}]
+    if family == "gpt2":
+        changes = changes | {"num_key_value_heads": presets[name].num_attention_heads}
+    biases += [{"mlp_bias": True}] if family == "llama" else []
+    for more in ({}, *(biases if family in ("llama", "qwen3") else [])):
         config = preset(name, num_hidden_layers=2, **changes, **more)
         model = Transformer(config, device="meta")
         assert parameter_count(config) == sum(p.numel() for p in model.parameters())
@@ -67,7 +73,14 @@ def test_work_of_a_model_counted_by_hand() -> None:
         ({"num_attention_heads": 64}, ["head_dim = 3"]),
         ({"vocab_size": 0}, ["vocab_size = 0"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
-        ({"model_type": "gpt2"}, ["model_type", "qwen3"]),
+        ({"model_type": "bert"}, ["model_type", "qwen3", "gpt2"]),
+        ({"model_type": "gpt2"}, ["num_key_value_heads = 6"]),
+        ({"mlp_bias": True, "model_type": "qwen2"}, ["mlp_bias", "qwen2"]),
+        ({"hidden_act": "relu"}, ["hidden_act", "silu"]),
+        (
+            {"rope_scaling": RopeScaling(), "model_type": "gpt2", "num_key_value_heads": 6},
+            ["rope_scaling", "gpt2", "learned"],
+        ),
         ({"sliding_window": 8}, ["sliding_window", "mistral"]),
         ({"attention_bias": True, "model_type": "qwen2"}, ["attention_bias", "qwen2"]),
     ],
@@ -89,3 +102,18 @@ def test_the_module_needs_no_torch() -> None:
 
     program = "import sys, luthier.models.config; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"rope_type": "ntk"}, "ntk"), ({"factor": 0.5}, "0.5"), ({"beta_slow": 40.0}, "beta_slow")]
+)
+def test_scaling_that_cannot_be_is_refused(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelConfigError, match=word):
+        RopeScaling(**changes)
+
+
+def test_how_far_scaled_positions_reach() -> None:
+    context = lambda **s: ModelConfig(rope_scaling=RopeScaling(**s)).context  # noqa: E731
+    assert ModelConfig().context == context() == 256
+    assert context(rope_type="linear", factor=4) == context(rope_type="dynamic", factor=4) == 1024
+    assert context(rope_type="yarn", factor=4, original_max_position_embeddings=128) == 512
