@@ -35,7 +35,7 @@ each reads the table as it was before the batch and writes its changes into a lo
 of the logs, the changes of the rows that it owns (every n-th). The log costs memory traffic, and the two waits a batch
 cost time: docs/vectors.md has the figures.
 
-Legend: V words, B n-gram buckets, N rows of the table, D vector size, P = D rounded up to 16 (the rest stays zero).
+Legend: V words, B n-gram buckets, N rows of the table, D vector size, P = D rounded up to 8 (the rest stays zero).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ import numpy as np
 from luthier.models.huffman import huffman_paths
 from luthier.models.ngrams import ngram_parts
 from luthier.models.vectors import Trained, VectorsError
-from luthier.models.word2vec_fast import Log, Model, Room, apply_log, thin, walk
+from luthier.models.word2vec_fast import Log, Model, Room, apply_log, places, thin, walk
 
 __all__ = ["Word2Vec", "Word2VecSettings", "alias_table", "keep_probability", "train_word2vec"]
 
@@ -182,7 +182,7 @@ class Word2Vec:
 
         def apply(outs: list[tuple], owner: int) -> None:
             for number, out in enumerate(outs):
-                apply_log(mine[number][1], out[3], self._model, owner, workers)
+                apply_log(mine[number][0], out[3], owner, workers)
 
         for batch in range(0, len(kept), lane * LANES):
             outs = list(run(partial(change, batch), range(LANES)))
@@ -220,6 +220,7 @@ class Word2Vec:
             entries = lane * (self.most_targets + 1) + 2 * window + 6 if lane else 0
             log = Log(_aligned(entries, P), np.zeros(entries, np.int64))
             room = _room(P, window, self.settings.negative, -(-self.most_targets // 6) * 6)
+            room = room._replace(places=places(self._model, log, room))
             return room, log, np.zeros(PIECE, np.int32), np.zeros(PIECE, np.int64)
 
     # ------------------------------------------------------------ results and state
@@ -309,7 +310,7 @@ def _model(counts: np.ndarray, s: Word2VecSettings, tokens: Sequence[str]) -> tu
     if s.hs:
         nodes, turns, ends = huffman_paths(counts)
         paths, longest = (nodes + 2 * V + B, turns, ends), int(np.diff(ends).max())
-    table = _aligned(2 * V + B + (V - 1 if s.hs else 0), -(-s.vector_size // 16) * 16)
+    table = _aligned(2 * V + B + (V - 1 if s.hs else 0), -(-s.vector_size // 8) * 8)
     rng = np.random.default_rng(s.seed)
     for start in range(0, V + B, PIECE):
         block = table[start : min(start + PIECE, V + B), : s.vector_size]
@@ -322,19 +323,21 @@ def _model(counts: np.ndarray, s: Word2VecSettings, tokens: Sequence[str]) -> tu
 
 
 def _room(P: int, window: int, negative: int, L: int) -> Room:
-    slots, wide, n = 1 << (2 * window).bit_length(), L // 6 * 8, 2 * window + 1
+    slots, wide, n, hidden = 1 << (2 * window).bit_length(), L // 6 * 8, 2 * window + 1, _aligned(2, P)
     return Room(
         ring=_aligned(slots, P),
         before=_aligned(slots, P),
-        hidden=_aligned(2, P),
+        hidden=hidden,
         slots=np.zeros(n, np.int64),
-        only=np.zeros(1, np.int64),
-        targets=np.zeros(2 * L, np.int64),
-        labels=_aligned(2, wide),
-        rates=_aligned(2, wide),
-        noise=np.zeros(negative, np.int64),
+        only=np.array([hidden.ctypes.data]),
+        targets=np.zeros(L, np.int64),
+        labels=np.zeros(wide, np.float32),
+        rates=np.zeros(wide, np.float32),
+        drawn=np.zeros((2, negative), np.int64),
         steps=_aligned(n, wide),
+        old=_aligned(n, P),
         gains=_aligned(L, P),
+        places=np.zeros(0, np.int64),
     )
 
 

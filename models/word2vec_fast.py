@@ -3,18 +3,23 @@
 One word of the text costs three small matrix products (n neighbours, K targets, D numbers a row):
 
     errors   E [n, K] = σ(X Tᵀ) − labels, times −rate          `_errors`
-    pull     G [K, D] = Eᵀ X, what the targets are to gain     `_pull`
-    push     X [n, D] += E T                                   `_push`
+    pull     G [K, D] = Eᵀ X, what the targets are to gain     `_learn`
+    push     X [n, D] += E T                                   `_learn`
 
 A processor multiplies and adds eight numbers at once (16 such registers on x86-64, twice as many on others), and a sum
-that waits for itself takes five steps. So each product keeps 12 sums in registers: 2 rows × 6 targets, or 6 targets ×
-2 × 8 columns. Numba has no such type, so these three write LLVM's vector instructions; the loops over targets in them
-run in Python, when the instructions are written. LLVM lowers them on any processor.
+that waits for itself takes five steps. So each product keeps its sums in registers: `_errors` 2 rows × 6 targets;
+`_learn` eight columns of 6 targets and of their 6 gains, past which the neighbours are led one by one, each used for
+both products while it is there. Numba has no such type, so these two write LLVM's vector instructions; the loops over
+targets in them run in Python, when the instructions are written. LLVM lowers them on any processor.
 
 Rows that will be needed for the next word are called for (prefetch) while this one is computed: a vocabulary's table
 is larger than the cache, and noise words lie anywhere in it.
 
-Legend: D numbers of a row, P = D rounded up to 16 (the rest stays zero), S slots of the ring, L = K rounded up to 6.
+Compiled code is given one list of *places*: the addresses of all tables, and the whole numbers of the settings. Numba
+takes a tuple of arrays apart, seven numbers an array, at every call and in every function that it is handed to; that
+would be half of the time of compiling.
+
+Legend: D numbers of a row, P = D rounded up to 8 (the rest stays zero), S slots of the ring, L = K rounded up to 6.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["Log", "Model", "Room", "apply_log", "thin", "walk"]
+__all__ = ["Log", "Model", "Room", "apply_log", "places", "thin", "walk"]
 
 # One stream of chance for both twins: Knuth's 64-bit linear congruential generator; the upper half is the number.
 MULTIPLIER, INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
@@ -41,37 +46,112 @@ _outer, _inner = njit(**_FAST), njit(**_BARE)
 _instructions: Any = intrinsic
 
 
+# ---------------------------------------------------------------- what is handed to compiled code
+
+
+class Model(NamedTuple):
+    """What is trained, and the chances. `table` float32 [N, P]: a row for each word, then the n-grams', then the
+    contexts from `contexts` on, then the inner nodes of the Huffman tree."""
+
+    table: np.ndarray
+    keep: np.ndarray  # float64 [V]: chance that a word is not thinned out
+    noise: np.ndarray  # float64 [V]: alias + chance, see `packed_noise`
+    parts: np.ndarray  # int64: rows that a word is the mean of; empty without n-grams
+    part_offsets: np.ndarray  # int64 [V + 1]
+    nodes: np.ndarray  # int64: rows of the nodes on a word's path; empty without the tree
+    turns: np.ndarray  # float32: the label at each of them
+    node_offsets: np.ndarray  # int64 [V + 1]
+    contexts: int
+    window: int
+    negative: int
+    shared: int  # words that share their noise; 0: no two pairs do
+    skipgram: bool
+    mean: bool  # of the neighbours, in CBOW; else their sum
+
+
+class Log(NamedTuple):
+    """Changes to be applied later: `rows` [M, P], and in `where` the row of the table, or −1 − word: all its parts."""
+
+    rows: np.ndarray
+    where: np.ndarray
+
+
+class Room(NamedTuple):
+    """Working space of one thread."""
+
+    ring: np.ndarray  # float32 [S, P]: the vectors of the words in reach
+    before: np.ndarray  # float32 [S, P]: what they were when they came into reach, times −1
+    hidden: np.ndarray  # float32 [2, P]: CBOW's mean of them, and what it was before the step
+    slots: np.ndarray  # int64 [2 · window + 1]: addresses of the neighbours' rows in the ring
+    only: np.ndarray  # int64 [1]: address of the hidden row
+    targets: np.ndarray  # int64 [L]: addresses of the targets' rows
+    labels: np.ndarray  # float32 [8 · L / 6]: a block of six in eight places
+    rates: np.ndarray  # float32, the same
+    drawn: np.ndarray  # int64 [2, negative]: noise of this word and of the next
+    steps: np.ndarray  # float32 [2 · window + 1, 8 · L / 6]
+    old: np.ndarray  # float32 [2 · window + 1, P]: the neighbours before the step
+    gains: np.ndarray  # float32 [L, P]
+    places: np.ndarray  # int64: see `places`
+
+
+# Where each address stands in the list, and after them each number.
+(TABLE, KEEP, NOISE, PARTS, PART_OFFSETS, NODES, TURNS, NODE_OFFSETS, LOG, WHERE) = range(10)
+(RING, BEFORE, HIDDEN, SLOTS, ONLY, TARGETS, LABELS, RATES, DRAWN, STEPS, OLD, GAINS) = range(10, 22)
+(CONTEXTS, WINDOW, NEGATIVE, SHARED, SKIPGRAM, MEAN, P, V, MASK, WIDE, GRAMS, TREE, LOGS) = range(22, 35)
+
+
+def places(model: Model, log: Log, room: Room) -> np.ndarray:
+    """The addresses of all arrays, which must outlive the list, and the whole numbers; `room.places` is not read."""
+    arrays = [*model[:8], *log, *room[:-1]]
+    sizes = [model.table.shape[1], len(model.keep), len(room.ring) - 1, len(room.labels)]
+    there = [len(model.parts) > 0, len(model.nodes) > 0, len(log.where) > 0]
+    return np.array([a.ctypes.data for a in arrays] + [*map(int, model[8:])] + sizes + there, np.int64)
+
+
+@_instructions
+def _view(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
+    """The array of `size` items at an address."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from numba.np.arrayobj import populate_array
+
+        array, item = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
+        step = context.get_constant(types.intp, context.get_abi_sizeof(item))
+        place = builder.inttoptr(args[0], item.as_pointer())
+        populate_array(array, data=place, shape=[args[1]], strides=[step], itemsize=step, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), make
+
+
 # ---------------------------------------------------------------- eight numbers at once
 
-FLOAT, INT, EIGHT = ir.FloatType(), ir.IntType(32), ir.VectorType(ir.FloatType(), 8)
-TARGETS = 6  # of a block
+FLOAT, INT, LONG, EIGHT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VectorType(ir.FloatType(), 8)
+BLOCK = 6  # targets of a block
 
 
-def _row(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
-    """Pointer to the first number of a row of a C-contiguous float32 table."""
-    table = context.make_array(array_type)(context, builder, array)
-    stride = cgutils.unpack_tuple(builder, table.strides)[0]
-    start = builder.ptrtoint(table.data, stride.type)
-    return builder.inttoptr(builder.add(start, builder.mul(row, stride)), FLOAT.as_pointer())
-
-
-def _whole(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    """Number `at` of a one-dimensional int64 array."""
-    table = context.make_array(array_type)(context, builder, array)
-    return builder.load(builder.gep(table.data, [at]))
-
-
-def _eight(builder: Any, pointer: Any, at: Any) -> Any:
-    """Pointer to the eight numbers from `at` on."""
-    return builder.bitcast(builder.gep(pointer, [at]), EIGHT.as_pointer())
+def _floats(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, FLOAT.as_pointer())
 
 
 def _load(builder: Any, pointer: Any, at: Any) -> Any:
-    return builder.load(_eight(builder, pointer, at), align=4)
+    return builder.load(builder.bitcast(builder.gep(pointer, [at]), EIGHT.as_pointer()), align=4)
 
 
 def _store(builder: Any, value: Any, pointer: Any, at: Any) -> None:
-    builder.store(value, _eight(builder, pointer, at), align=4)
+    builder.store(value, builder.bitcast(builder.gep(pointer, [at]), EIGHT.as_pointer()), align=4)
+
+
+def _rows_of(builder: Any, addresses: Any, count: int) -> list[Any]:
+    """Pointers to the rows whose addresses lie at an address."""
+    start = builder.inttoptr(addresses, LONG.as_pointer())
+    return [_floats(builder, builder.load(builder.gep(start, [LONG(k)]))) for k in range(count)]
+
+
+def _columns(builder: Any, columns: Any) -> Any:
+    """A loop over the columns, eight at a time."""
+    return cgutils.for_range_slice(builder, LONG(0), columns, LONG(8), intp=LONG)
 
 
 def _splat(builder: Any, number: Any) -> Any:
@@ -138,121 +218,85 @@ def _sigmoid(builder: Any, x: Any) -> Any:
 
 
 @_instructions(prefer_literal=True)
-def _errors(typingctx, rows, X, a, b, table, targets, first, columns, labels, rates, side, steps, j, block):
-    """steps[j, block] = −rates · (σ(X[a] · Tᵀ) − labels) for the six targets from `first` on; and steps[j + 1] for row
-    b of X, if `rows` is 2."""
+def _errors(typingctx, rows, a, b, targets, columns, labels, rates, out_a, out_b):
+    """out_a = −rates · (σ(a · Tᵀ) − labels) for six targets; and out_b for row b, if `rows` is 2. All are addresses."""
     count = rows.literal_value
 
     def generate(context, builder, signature, arguments):
-        _, tX, _, _, tT, tt, _, _, tl, tr, _, ts, _, _ = signature.args
-        _, X, a, b, table, targets, first, columns, labels, rates, side, steps, j, block = arguments
-        x = [_row(context, builder, tX, X, r) for r in (a, b)[:count]]
-        t = []
-        for k in range(TARGETS):
-            row = _whole(context, builder, tt, targets, builder.add(first, first.type(k)))
-            t.append(_row(context, builder, tT, table, row))
-        sums = [cgutils.alloca_once_value(builder, _numbers(0)) for _ in range(count * TARGETS)]
-        zero, eight = columns.type(0), columns.type(8)
-        with cgutils.for_range_slice(builder, zero, columns, eight, intp=columns.type) as (at, _):
+        _, a, b, targets, columns, labels, rates, out_a, out_b = arguments
+        x = [_floats(builder, r) for r in (a, b)[:count]]
+        t = _rows_of(builder, targets, BLOCK)
+        sums = [cgutils.alloca_once_value(builder, _numbers(0)) for _ in range(count * BLOCK)]
+        with _columns(builder, columns) as (at, _):
             values = [_load(builder, p, at) for p in x]
-            for k in range(TARGETS):
+            for k in range(BLOCK):
                 value = _load(builder, t[k], at)
                 for r in range(count):
-                    s = sums[r * TARGETS + k]
+                    s = sums[r * BLOCK + k]
                     builder.store(_madd(builder, values[r], value, builder.load(s)), s)
-        at = builder.mul(block, block.type(8))
-        label = _load(builder, _row(context, builder, tl, labels, side), at)
-        rate = _load(builder, _row(context, builder, tr, rates, side), at)
-        for r in range(count):
-            dots = _sums(builder, [builder.load(s) for s in sums[r * TARGETS : (r + 1) * TARGETS]])
+        label, rate = (_load(builder, _floats(builder, place), LONG(0)) for place in (labels, rates))
+        for r, out in enumerate((out_a, out_b)[:count]):
+            dots = _sums(builder, [builder.load(s) for s in sums[r * BLOCK : (r + 1) * BLOCK]])
             step = builder.fmul(builder.fsub(label, _sigmoid(builder, dots)), rate)
-            _store(builder, step, _row(context, builder, ts, steps, builder.add(j, j.type(r))), at)
+            _store(builder, step, _floats(builder, out), LONG(0))
         return context.get_dummy_value()
 
-    return types.void(rows, X, a, b, table, targets, first, columns, labels, rates, side, steps, j, block), generate
+    return types.void(rows, *[types.int64] * 8), generate
 
 
-@_instructions
-def _pull(typingctx, X, slots, n, steps, block, columns, out, first):
-    """out[first … first + 5] = Σ_j steps[j, block] · X[slots[j]]."""
+@_instructions(prefer_literal=True)
+def _learn(typingctx, alone, slots, n, steps, wide, targets, columns, old, out):
+    """Pull and push of six targets by n neighbours: G = Σ_j steps[j] · X[j], and X[j] += Σ_k steps[j, k] · T[k].
+
+    If `alone`, T += G. Else other targets have pushed X before: G is of what `old` holds, and is written to `out`."""
 
     def generate(context, builder, signature, arguments):
-        tX, tslots, _, tsteps, _, _, to, _ = signature.args
-        X, slots, n, steps, block, columns, out, first = arguments
-        zero, wide = columns.type(0), columns.type(16)
-        lane = builder.mul(block, block.type(8))
-        rows = [_row(context, builder, to, out, builder.add(first, first.type(k))) for k in range(TARGETS)]
-        with cgutils.for_range_slice(builder, zero, columns, wide, intp=columns.type) as (at, _):
-            next8 = builder.add(at, at.type(8))
-            sums = [cgutils.alloca_once(builder, EIGHT) for _ in range(2 * TARGETS)]
-            for s in sums:
-                builder.store(_numbers(0), s)
-            with cgutils.for_range_slice(builder, zero, n, n.type(1), intp=n.type) as (j, _):
-                x = _row(context, builder, tX, X, _whole(context, builder, tslots, slots, j))
-                values = _load(builder, x, at), _load(builder, x, next8)
-                step = builder.gep(_row(context, builder, tsteps, steps, j), [lane])
-                for k in range(TARGETS):
-                    factor = _splat(builder, builder.load(builder.gep(step, [INT(k)])))
-                    for h in range(2):
-                        s = sums[2 * k + h]
-                        builder.store(_madd(builder, values[h], factor, builder.load(s)), s)
-            for k in range(TARGETS):
-                _store(builder, builder.load(sums[2 * k]), rows[k], at)
-                _store(builder, builder.load(sums[2 * k + 1]), rows[k], next8)
+        _, slots, n, steps, wide, targets, columns, old, out = arguments
+        t, steps = _rows_of(builder, targets, BLOCK), _floats(builder, steps)
+        places = builder.inttoptr(slots, LONG.as_pointer())
+        with _columns(builder, columns) as (at, _):
+            rows = [_load(builder, pointer, at) for pointer in t]
+            gains = [cgutils.alloca_once(builder, EIGHT) for _ in range(BLOCK)]
+            for gain in gains:
+                builder.store(_numbers(0), gain)
+            with cgutils.for_range_slice(builder, LONG(0), n, LONG(1), intp=LONG) as (j, _):
+                x = _floats(builder, builder.load(builder.gep(places, [j])))
+                value = was = _load(builder, x, at)
+                if not alone.literal_value:
+                    was = _load(builder, _floats(builder, old), builder.add(builder.mul(j, columns), at))
+                first = builder.mul(j, wide)
+                for k in range(BLOCK):
+                    step = builder.load(builder.gep(steps, [builder.add(first, LONG(k))]))
+                    factor = _splat(builder, step)
+                    builder.store(_madd(builder, was, factor, builder.load(gains[k])), gains[k])
+                    value = _madd(builder, factor, rows[k], value)
+                _store(builder, value, x, at)
+            for k in range(BLOCK):
+                gain = builder.load(gains[k])
+                if alone.literal_value:  # the row is read again: two targets may be the same
+                    _store(builder, builder.fadd(_load(builder, t[k], at), gain), t[k], at)
+                else:
+                    place = builder.add(builder.mul(LONG(k), columns), at)
+                    _store(builder, gain, _floats(builder, out), place)
         return context.get_dummy_value()
 
-    return types.void(X, slots, n, steps, block, columns, out, first), generate
-
-
-@_instructions
-def _push(typingctx, X, slots, n, steps, block, columns, table, targets, first):
-    """X[slots[j]] += Σ_k steps[j, block, k] · table[targets[first + k]]."""
-
-    def generate(context, builder, signature, arguments):
-        tX, tslots, _, tsteps, _, _, tT, tt, _ = signature.args
-        X, slots, n, steps, block, columns, table, targets, first = arguments
-        zero, wide = columns.type(0), columns.type(16)
-        lane = builder.mul(block, block.type(8))
-        rows = []
-        for k in range(TARGETS):
-            row = _whole(context, builder, tt, targets, builder.add(first, first.type(k)))
-            rows.append(_row(context, builder, tT, table, row))
-        with cgutils.for_range_slice(builder, zero, columns, wide, intp=columns.type) as (at, _):
-            next8 = builder.add(at, at.type(8))
-            t = [(_load(builder, r, at), _load(builder, r, next8)) for r in rows]
-            with cgutils.for_range_slice(builder, zero, n, n.type(1), intp=n.type) as (j, _):
-                x = _row(context, builder, tX, X, _whole(context, builder, tslots, slots, j))
-                values = [_load(builder, x, at), _load(builder, x, next8)]
-                step = builder.gep(_row(context, builder, tsteps, steps, j), [lane])
-                for k in range(TARGETS):
-                    factor = _splat(builder, builder.load(builder.gep(step, [INT(k)])))
-                    values = [_madd(builder, factor, t[k][h], values[h]) for h in range(2)]
-                _store(builder, values[0], x, at)
-                _store(builder, values[1], x, next8)
-        return context.get_dummy_value()
-
-    return types.void(X, slots, n, steps, block, columns, table, targets, first), generate
+    return types.void(alone, *[types.int64] * 8), generate
 
 
 def _row_by_row(keep: bool) -> Any:
-    """An intrinsic: out[o] = factor · X[x], added to what is there if `keep`."""
+    """An intrinsic: the row at `out` = factor · the row at `x`, added to what is there if `keep`."""
 
-    def define(typingctx, out, o, X, x, factor, columns):
+    def define(typingctx, out, x, factor, columns):
         def generate(context, builder, signature, arguments):
-            *_, factor, columns = arguments
-            to, start = (_row(context, builder, signature.args[n], arguments[n], arguments[n + 1]) for n in (0, 2))
-            many = _splat(builder, factor)
-            with cgutils.for_range_slice(builder, columns.type(0), columns, columns.type(8), intp=columns.type) as (
-                at,
-                _,
-            ):
-                value = builder.load(_eight(builder, start, at), align=4)
-                old = builder.load(_eight(builder, to, at), align=4) if keep else None
-                value = _madd(builder, value, many, old) if keep else builder.fmul(value, many)
-                builder.store(value, _eight(builder, to, at), align=4)
+            to, start = (_floats(builder, address) for address in arguments[:2])
+            many = _splat(builder, arguments[2])
+            with _columns(builder, arguments[3]) as (at, _):
+                value = _load(builder, start, at)
+                value = _madd(builder, value, many, _load(builder, to, at)) if keep else builder.fmul(value, many)
+                _store(builder, value, to, at)
             return context.get_dummy_value()
 
-        return types.void(out, o, X, x, types.float32, columns), generate
+        return types.void(types.int64, types.int64, types.float32, types.int64), generate
 
     return _instructions(define)
 
@@ -261,66 +305,23 @@ _set, _add = _row_by_row(keep=False), _row_by_row(keep=True)
 
 
 @_instructions
-def _prefetch(typingctx, table, row, columns):
+def _prefetch(typingctx, row, columns):
     """Call for a row that will be wanted soon: 16 numbers a line of the cache."""
 
     def generate(context, builder, signature, arguments):
-        table, row, columns = arguments
+        row, columns = arguments
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        start = _row(context, builder, signature.args[0], table, row)
-        with cgutils.for_range_slice(builder, columns.type(0), columns, columns.type(16), intp=columns.type) as (at, _):
+        start = _floats(builder, row)
+        with cgutils.for_range_slice(builder, LONG(0), columns, LONG(16), intp=LONG) as (at, _):
             builder.call(call, [builder.bitcast(builder.gep(start, [at]), byte), INT(0), INT(3), INT(1)])
         return context.get_dummy_value()
 
-    return types.void(table, row, columns), generate
+    return types.void(types.int64, types.int64), generate
 
 
 # ---------------------------------------------------------------- the walk through the text
-
-
-class Model(NamedTuple):
-    """What is trained, and the chances. `table` float32 [N, P]: a row for each word, then the n-grams', then the
-    contexts from `contexts` on, then the inner nodes of the Huffman tree."""
-
-    table: np.ndarray
-    keep: np.ndarray  # float64 [V]: chance that a word is not thinned out
-    noise: np.ndarray  # float64 [V]: alias + chance, see `packed_noise`
-    parts: np.ndarray  # int64: rows that a word is the mean of; empty without n-grams
-    part_offsets: np.ndarray  # int64 [V + 1]
-    nodes: np.ndarray  # int64: rows of the nodes on a word's path; empty without the tree
-    turns: np.ndarray  # float32: the label at each of them
-    node_offsets: np.ndarray  # int64 [V + 1]
-    contexts: int
-    window: int
-    negative: int
-    shared: int  # words that share their noise; 0: no two pairs do
-    skipgram: bool
-    mean: bool  # of the neighbours, in CBOW; else their sum
-
-
-class Room(NamedTuple):
-    """Working space of one thread."""
-
-    ring: np.ndarray  # float32 [S, P]: the vectors of the words in reach
-    before: np.ndarray  # float32 [S, P]: what they were when they came into reach
-    hidden: np.ndarray  # float32 [2, P]: CBOW's mean of them, and what it was before the step
-    slots: np.ndarray  # int64 [2 · window + 1]: where in the ring the neighbours are
-    only: np.ndarray  # int64 [1]: 0, the slot of the hidden row
-    targets: np.ndarray  # int64 [2 · L]: of this word and the next
-    labels: np.ndarray  # float32 [2, 8 · L / 6]: a block of six in eight places
-    rates: np.ndarray  # float32, the same
-    noise: np.ndarray  # int64 [negative]
-    steps: np.ndarray  # float32 [2 · window + 1, 8 · L / 6]
-    gains: np.ndarray  # float32 [L, P]
-
-
-class Log(NamedTuple):
-    """Changes to be applied later: `rows` [M, P], and in `where` the row of the table, or −1 − word: all its parts."""
-
-    rows: np.ndarray
-    where: np.ndarray
 
 
 @_inner
@@ -329,109 +330,137 @@ def _uniform(state):
 
 
 @_inner
-def _enter(word, slot, model, room):
-    """A word comes into reach: its vector is copied into the ring, and turned round beside it."""
-    P = model.table.shape[1]
-    if len(model.parts) == 0:
-        _set(room.ring, slot, model.table, word, ONE, P)
-    else:
-        first, last = model.part_offsets[word], model.part_offsets[word + 1]
-        share = np.float32(1 / (last - first))
-        _set(room.ring, slot, model.table, word, share, P)
-        for p in range(first + 1, last):
-            _add(room.ring, slot, model.table, model.parts[p], share, P)
-    _set(room.before, slot, room.ring, slot, -ONE, P)
+def _row(p, table, row):
+    """Address of a row of a table."""
+    return p[table] + row * p[P] * 4
 
 
 @_inner
-def _leave(word, slot, model, room, log, used):
-    """A word goes out of reach: what its vector gained goes to its row, or to all its parts; or into the log."""
-    P = model.table.shape[1]
-    _add(room.before, slot, room.ring, slot, ONE, P)
-    if len(log.where):
-        log.where[used] = word if len(model.parts) == 0 else -1 - word
-        _set(log.rows, used, room.before, slot, ONE, P)
-        return used + 1
-    if len(model.parts) == 0:
-        _add(model.table, word, room.before, slot, ONE, P)
+def _enter(word, slot, p):
+    """A word comes into reach: its vector is copied into the ring, and turned round beside it."""
+    to = _row(p, RING, slot)
+    if p[GRAMS]:
+        offsets = _view(p[PART_OFFSETS] + word * 8, 2, np.int64)
+        parts, n = _view(p[PARTS] + offsets[0] * 8, offsets[1], np.int64), offsets[1] - offsets[0]
+        share = np.float32(1 / n)
+        _set(to, _row(p, TABLE, word), share, p[P])
+        for k in range(1, n):
+            _add(to, _row(p, TABLE, parts[k]), share, p[P])
     else:
-        for p in range(model.part_offsets[word], model.part_offsets[word + 1]):
-            _add(model.table, model.parts[p], room.before, slot, ONE, P)
+        _set(to, _row(p, TABLE, word), ONE, p[P])
+    _set(_row(p, BEFORE, slot), to, -ONE, p[P])
+
+
+@_inner
+def _leave(word, slot, p, used):
+    """A word goes out of reach: what its vector gained goes to its row, or to all its parts; or into the log."""
+    gain = _row(p, BEFORE, slot)
+    _add(gain, _row(p, RING, slot), ONE, p[P])
+    if p[LOGS]:
+        _view(p[WHERE], used + 1, np.int64)[used] = -1 - word if p[GRAMS] else word
+        _set(_row(p, LOG, used), gain, ONE, p[P])
+        return used + 1
+    _gain(word, gain, p)
     return used
 
 
 @_inner
-def _aim(word, side, fresh, rate, model, room, state):
-    """Set the targets of a word, their labels and rates; returns (how many, state)."""
-    L, V, K = len(room.targets) // 2, len(model.keep), 0
-    if model.negative:
-        if fresh:
-            for k in range(model.negative):
-                state = state * MULTIPLIER + INCREMENT
-                y = _uniform(state) * V
-                slot = int(y)
-                both = model.noise[slot]
-                alias = int(both)
-                room.noise[k] = slot if y - slot < both - alias else alias
-        for k in range(model.negative + 1):
-            drawn = word if k == 0 else room.noise[k - 1]
-            room.targets[side * L + k] = model.contexts + drawn
+def _gain(word, gain, p):
+    """Add a row to a word's, or to all its parts'."""
+    if p[GRAMS]:
+        offsets = _view(p[PART_OFFSETS] + word * 8, 2, np.int64)
+        parts = _view(p[PARTS], offsets[1], np.int64)
+        for k in range(offsets[0], offsets[1]):
+            _add(_row(p, TABLE, parts[k]), gain, ONE, p[P])
+    else:
+        _add(_row(p, TABLE, word), gain, ONE, p[P])
+
+
+@_inner
+def _draw(side, p, state):
+    """Draw noise words for a word to come, and call for their rows."""
+    drawn, noise = _view(p[DRAWN] + side * p[NEGATIVE] * 8, p[NEGATIVE], np.int64), _view(p[NOISE], p[V], np.float64)
+    for k in range(p[NEGATIVE]):
+        state = state * MULTIPLIER + INCREMENT
+        y = _uniform(state) * p[V]
+        slot = np.int64(y)
+        both = noise[slot]
+        alias = np.int64(both)
+        drawn[k] = slot if y - slot < both - alias else alias
+        _prefetch(_row(p, TABLE, p[CONTEXTS] + drawn[k]), p[P])
+    return state
+
+
+@_inner
+def _aim(word, side, rate, p):
+    """Set the targets of a word, their labels and rates; returns how many."""
+    wide, negative = p[WIDE], p[NEGATIVE]
+    targets, drawn = _view(p[TARGETS], wide, np.int64), _view(p[DRAWN] + side * negative * 8, negative, np.int64)
+    labels, rates = _view(p[LABELS], wide, np.float32), _view(p[RATES], wide, np.float32)
+    K = np.int64(0)
+    if negative:
+        for k in range(negative + 1):
+            other = word if k == 0 else drawn[k - 1]
+            targets[k] = _row(p, TABLE, p[CONTEXTS] + other)
             at = k // 6 * 8 + k % 6
-            room.labels[side, at] = 1 if k == 0 else 0
-            room.rates[side, at] = 0 if k > 0 and drawn == word else rate  # the word is no noise
-        K = model.negative + 1
-    if len(model.nodes):
-        for p in range(model.node_offsets[word], model.node_offsets[word + 1]):
-            room.targets[side * L + K] = model.nodes[p]
+            labels[at] = 1 if k == 0 else 0
+            rates[at] = 0 if k > 0 and other == word else rate  # the word is no noise
+        K = negative + 1
+    if p[TREE]:
+        ends = _view(p[NODE_OFFSETS] + word * 8, 2, np.int64)
+        nodes, turns = _view(p[NODES], ends[1], np.int64), _view(p[TURNS], ends[1], np.float32)
+        for n in range(ends[0], ends[1]):
+            targets[K] = _row(p, TABLE, nodes[n])
             at = K // 6 * 8 + K % 6
-            room.labels[side, at] = model.turns[p]
-            room.rates[side, at] = rate
+            labels[at] = turns[n]
+            rates[at] = rate
             K += 1
     for k in range(K, (K + 5) // 6 * 6):
-        room.targets[side * L + k] = room.targets[side * L]
-        room.rates[side, k // 6 * 8 + k % 6] = 0
-    return K, state
+        targets[k] = targets[0]
+        rates[k // 6 * 8 + k % 6] = 0
+    return K
 
 
 @_inner
-def _step(X, slots, n, K, side, model, room, log, used):
-    """One step for the rows slots[:n] of X and K targets; returns the entries in the log."""
-    P, L = model.table.shape[1], len(room.targets) // 2
-    zero, six = np.int64(0), np.int64(6)
-    blocks = (K + 5) // 6
-    T, aims, labels, rates = model.table, room.targets, room.labels, room.rates
+def _step(slots, n, K, p, used):
+    """One step for the rows at slots[:n] and K targets; returns the entries in the log."""
+    blocks, wide, X = (K + 5) // 6, p[WIDE], _view(slots, n, np.int64)
     for block in range(blocks):
-        first = side * L + block * six
+        aims, lanes = p[TARGETS] + block * 48, block * 32
+        labels, rates = p[LABELS] + lanes, p[RATES] + lanes
         for j in range(0, n - 1, 2):
-            _errors(2, X, slots[j], slots[j + 1], T, aims, first, P, labels, rates, side, room.steps, j, block)
+            out = p[STEPS] + j * wide * 4 + lanes
+            _errors(2, X[j], X[j + 1], aims, p[P], labels, rates, out, out + wide * 4)
         if n & 1:
-            j = n - 1
-            _errors(1, X, slots[j], slots[j], T, aims, first, P, labels, rates, side, room.steps, j, block)
-    out, start = room.gains, zero
-    if len(log.where):
-        out, start = log.rows, used
+            out = p[STEPS] + (n - 1) * wide * 4 + lanes
+            _errors(1, X[n - 1], X[n - 1], aims, p[P], labels, rates, out, out)
+    if blocks == 1 and not p[LOGS]:
+        _learn(1, slots, n, p[STEPS], wide, p[TARGETS], p[P], p[OLD], p[GAINS])
+        return used
+    for j in range(n):
+        _set(_row(p, OLD, j), X[j], ONE, p[P])
+    gains = _row(p, LOG, used) if p[LOGS] else p[GAINS]
     for block in range(blocks):
-        _pull(X, slots, n, room.steps, block, P, out, start + block * six)
-    for block in range(blocks):
-        _push(X, slots, n, room.steps, block, P, T, room.targets, side * L + block * six)
-    if len(log.where):
-        for k in range(K):
-            log.where[used + k] = room.targets[side * L + k]
-        return used + K
+        aims, out = p[TARGETS] + block * 48, gains + block * 24 * p[P]
+        _learn(0, slots, n, p[STEPS] + block * 32, wide, aims, p[P], p[OLD], out)
+    targets, where = _view(p[TARGETS], K, np.int64), _view(p[WHERE], used + K, np.int64)
     for k in range(K):
-        _add(T, aims[side * L + k], room.gains, k, ONE, P)
-    return used
+        if p[LOGS]:
+            where[used + k] = (targets[k] - p[TABLE]) // (p[P] * 4)
+        else:
+            _add(targets[k], gains + k * p[P] * 4, ONE, p[P])
+    return used + K
 
 
 @_inner
-def _loss(n, K, side, room):
+def _loss(n, K, p):
     """−Σ log(1 − |error|) over the pairs of a step, from the step itself; pairs of rate 0 do not count."""
-    loss = 0.0
+    rates, steps, loss = _view(p[RATES], p[WIDE], np.float32), _view(p[STEPS], n * p[WIDE], np.float32), 0.0
     for j in range(n):
         for k in range(K):
             at = k // 6 * 8 + k % 6
-            if room.rates[side, at] > 0:
-                loss -= np.log(1 - min(abs(room.steps[j, at] / room.rates[side, at]), np.float32(0.9999)))
+            if rates[at] > 0:
+                loss -= np.log(1 - min(abs(steps[j * p[WIDE] + at] / rates[at]), np.float32(0.9999)))
     return loss
 
 
@@ -462,43 +491,51 @@ def thin(rows, offsets, first, last, keep, state, kept, ends):
 
 
 @_inner
-def _mean(n, model, room):
+def _mean(n, p):
     """CBOW's hidden row: the mean or the sum of the neighbours."""
-    P, share = model.table.shape[1], np.float32(1 / n if model.mean else 1)
-    _set(room.hidden, 0, room.ring, room.slots[0], share, P)
+    slots, share = _view(p[SLOTS], n, np.int64), np.float32(1 / n if p[MEAN] else 1)
+    _set(p[HIDDEN], slots[0], share, p[P])
     for j in range(1, n):
-        _add(room.hidden, 0, room.ring, room.slots[j], share, P)
-    _set(room.hidden, 1, room.hidden, 0, -ONE, P)
+        _add(p[HIDDEN], slots[j], share, p[P])
+    _set(_row(p, HIDDEN, 1), p[HIDDEN], -ONE, p[P])
 
 
 @_inner
-def _share(n, model, room):
+def _share(n, p):
     """What the hidden row gained goes to every neighbour: whole after a mean, as in word2vec.c, the n-th part after a
     sum, as in gensim."""
-    P, share = model.table.shape[1], np.float32(1 if model.mean else 1 / n)
-    _add(room.hidden, 1, room.hidden, 0, ONE, P)
+    slots, share, gain = _view(p[SLOTS], n, np.int64), np.float32(1 if p[MEAN] else 1 / n), _row(p, HIDDEN, 1)
+    _add(gain, p[HIDDEN], ONE, p[P])
     for j in range(n):
-        _add(room.ring, room.slots[j], room.hidden, 1, share, P)
+        _add(slots[j], gain, share, p[P])
+
+
+@_inner
+def _expect(word, p):
+    """Call for the rows of a word to come that are no noise: its own, or those on its path."""
+    if p[NEGATIVE]:
+        _prefetch(_row(p, TABLE, p[CONTEXTS] + word), p[P])
+    if p[TREE]:
+        ends = _view(p[NODE_OFFSETS] + word * 8, 2, np.int64)
+        nodes = _view(p[NODES], ends[1], np.int64)
+        for n in range(ends[0], ends[1]):
+            _prefetch(_row(p, TABLE, nodes[n]), p[P])
 
 
 @_outer
-def walk(kept, ends, a, b, model, room, log, rate, end_rate, state):
-    """Train on the words kept[a:b], each with its neighbours, which may lie outside; `ends` are the documents' ends.
-    The rate goes from `rate` at kept[0] to `end_rate` at the end. With a log, the table does not change.
-
-    Returns (Σ loss and pairs of every 16th word, all pairs, entries in the log, state)."""
-    P, L, window, m = model.table.shape[1], len(room.targets) // 2, model.window, len(kept)
-    mask, by_pair = len(room.ring) - 1, model.skipgram and model.shared == 0
-    loss, measured, pairs, used = 0.0, 0, 0, 0
-    document, low, high, entered, left = 0, 0, 0, 0, 0
-    side, K, next_K = 0, 0, 0
+def _walk(kept, ends, a, b, p, rate, end_rate, state):
+    window, mask, m = p[WINDOW], p[MASK], len(kept)
+    slots, by_pair = _view(p[SLOTS], 2 * window + 1, np.int64), p[SKIPGRAM] != 0 and p[SHARED] == 0
+    loss, measured, pairs, used = 0.0, 0, 0, np.int64(0)
+    document, low, high, entered, left = 0, np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    side = np.int64(0)
     if a < b and not by_pair:
-        K, state = _aim(np.int64(kept[a]), 0, True, np.float32(rate + (end_rate - rate) * a / m), model, room, state)
+        state = _draw(side, p, state)
     for i in range(a, b + 1):
         # Words go out of reach, all of them where the document ends; then others come into reach.
         ended = i >= high or i == b
         for j in range(left, entered if ended else i - window):
-            used = _leave(np.int64(kept[j]), j & mask, model, room, log, used)
+            used = _leave(np.int64(kept[j]), j & mask, p, used)
         left = max(left, i - window)
         if i == b:
             break
@@ -509,55 +546,75 @@ def walk(kept, ends, a, b, model, room, log, rate, end_rate, state):
             high = ends[document]
             entered = left = max(low, i - window)
         for j in range(entered, min(high, i + window + 1)):
-            _enter(np.int64(kept[j]), j & mask, model, room)
-            if j + 3 < m and len(model.parts) == 0:
-                _prefetch(model.table, np.int64(kept[j + 3]), P)
+            _enter(np.int64(kept[j]), j & mask, p)
+            if j + 3 < m and not p[GRAMS]:
+                _prefetch(_row(p, TABLE, np.int64(kept[j + 3])), p[P])
         entered = max(entered, min(high, i + window + 1))
-        # The neighbours, and the next word's targets, so that their rows are on the way.
+        # The neighbours, and the next word's noise, so that its rows are on the way.
         state = state * MULTIPLIER + INCREMENT
         reach, n = 1 + int(_uniform(state) * window), 0
         for j in range(max(low, i - reach), min(high, i + reach + 1)):
             if j != i:
-                room.slots[n] = j & mask
+                slots[n] = _row(p, RING, j & mask)
                 n += 1
-        now = np.float32(rate + (end_rate - rate) * i / m)
+        word, ahead = np.int64(kept[i]), side
         if not by_pair and i + 1 < b:
-            soon = np.float32(rate + (end_rate - rate) * (i + 1) / m)
-            fresh = (i + 1 - a) % model.shared == 0
-            next_K, state = _aim(np.int64(kept[i + 1]), 1 - side, fresh, soon, model, room, state)
-            for k in range(next_K):
-                _prefetch(model.table, room.targets[(1 - side) * L + k], P)
+            if (i + 1 - a) % p[SHARED] == 0:
+                ahead = 1 - side
+                state = _draw(ahead, p, state)
+            _expect(np.int64(kept[i + 1]), p)
         # The step.
-        X, slots, rows, steps = room.ring, room.slots, n, min(n, 1)
+        first, rows, steps, K = p[SLOTS], n, min(n, 1), np.int64(0)
         pairs += n
         if by_pair:
             rows, steps = 1, n
-        elif n and not model.skipgram:
-            _mean(n, model, room)
-            X, slots, rows = room.hidden, room.only, 1
+        elif n and not p[SKIPGRAM]:
+            _mean(n, p)
+            first, rows = p[ONLY], 1
         for j in range(steps):
             if by_pair:
-                K, state = _aim(np.int64(kept[i]), side, True, now, model, room, state)
-            used = _step(X, slots[j:], rows, K, side, model, room, log, used)
-        if n and not model.skipgram:
-            _share(n, model, room)
+                state = _draw(side, p, state)
+            K = _aim(word, side, np.float32(rate + (end_rate - rate) * i / m), p)
+            used = _step(first + j * 8, rows, K, p, used)
+        if n and not p[SKIPGRAM]:
+            _share(n, p)
         if i & 15 == 0 and n:
-            loss += _loss(rows, K, side, room)
+            loss += _loss(rows, K, p)
             measured += rows
-        side, K = 1 - side, next_K
+        side = ahead
     return loss, measured, pairs, used, state
 
 
 @_outer
-def apply_log(log, used, model, owner, owners):
-    """Add the first `used` changes of a log to those rows that belong to `owner`, in the order of the log."""
-    P = model.table.shape[1]
+def _apply(p, used, owner, owners):
+    where = _view(p[WHERE], used, np.int64)
     for e in range(used):
-        where = log.where[e]
-        if where >= 0:
-            if where % owners == owner:
-                _add(model.table, where, log.rows, e, ONE, P)
+        if where[e] >= 0:
+            if where[e] % owners == owner:
+                _add(_row(p, TABLE, where[e]), _row(p, LOG, e), ONE, p[P])
         else:
-            for p in range(model.part_offsets[-1 - where], model.part_offsets[-where]):
-                if model.parts[p] % owners == owner:
-                    _add(model.table, model.parts[p], log.rows, e, ONE, P)
+            offsets = _view(p[PART_OFFSETS] - (where[e] + 1) * 8, 2, np.int64)
+            parts = _view(p[PARTS], offsets[1], np.int64)
+            for k in range(offsets[0], offsets[1]):
+                if parts[k] % owners == owner:
+                    _add(_row(p, TABLE, parts[k]), _row(p, LOG, e), ONE, p[P])
+
+
+# ---------------------------------------------------------------- public functions
+
+
+def walk(
+    kept: np.ndarray, ends: np.ndarray, a: int, b: int, model: Model, room: Room, log: Log, rate: float,
+    end_rate: float, state: np.uint64,
+) -> tuple:  # fmt: skip
+    """Train on the words kept[a:b], each with its neighbours, which may lie outside; `ends` are the documents' ends.
+    The rate goes from `rate` at kept[0] to `end_rate` at the end. With a log, the table does not change. `room` has the
+    places of `model` and `log`.
+
+    Returns (Σ loss and pairs of every 16th word, all pairs, entries in the log, state)."""
+    return _walk(kept, ends, a, b, room.places, rate, end_rate, state)
+
+
+def apply_log(room: Room, used: int, owner: int, owners: int) -> None:
+    """Add the first `used` changes of the log to those rows that belong to `owner`, in the order of the log."""
+    _apply(room.places, used, owner, owners)
