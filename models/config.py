@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "ModelConfigError",
     "RopeScaling",
+    "Scaling",
     "cache_bytes",
     "flops_per_token",
     "parameter_count",
@@ -46,8 +47,8 @@ class RopeScaling:
     """Slower rotary frequencies ω, so that a model reads texts longer than it was trained on. The defaults: Llama 3.1.
 
     linear     ω / factor: every position is squeezed (Chen et al. 2023, arXiv:2306.15595, eq. 4)
-    dynamic    a larger base, so that the fastest pairs stay and the slowest turn as under linear; only once a text is
-               longer than max_position_embeddings, and the more the longer it is (YaRN's paper, §3.3)
+    dynamic    a larger base, so that the fastest pair stays and the slowest turns factor·n/P − factor + 1 times slower
+               in a text of n tokens, P being max_position_embeddings; shorter texts are as before (YaRN's paper, §3.3)
     yarn       ω / factor for pairs that turn less than beta_slow times within the original context, ω for those that
                turn more than beta_fast times, a mixture between; and sharper attention (Peng et al. 2023,
                arXiv:2309.00071, §3.2 and §3.4)
@@ -182,7 +183,7 @@ class ModelConfig:
         s, P = self.rope_scaling, self.max_position_embeddings
         if s is None or s.rope_type == "llama3":
             return P
-        return max(P, int(s.factor * (s.original_max_position_embeddings if s.rope_type == "yarn" else P)))
+        return max(P, round(s.factor * (s.original_max_position_embeddings if s.rope_type == "yarn" else P)))
 
     @property
     def qkv_bias(self) -> bool:

@@ -253,7 +253,7 @@ class Transformer(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._kind: tuple[torch.device, torch.dtype, int] | None = None
+        self._kind: tuple[object, ...] = ()
         if device != "meta":
             self.to_empty(device=device)
             self.init(generator or torch.Generator(device).manual_seed(seed))
@@ -353,8 +353,11 @@ class Transformer(nn.Module):
         """cos and sin of the angles at these positions, from tables that grow with the texts."""
         if self.config.learned_positions:
             return None, None
-        weight, P = self.embed_tokens.weight, self.config.max_position_embeddings
-        kind = (weight.device, weight.dtype, longest if longest > P else 0)  # dynamic scaling: other angles then
+        weight, scaling = self.embed_tokens.weight, self.config.rope_scaling
+        changes = (
+            scaling is not None and scaling.rope_type == "dynamic" and longest > self.config.max_position_embeddings
+        )
+        kind = (weight.device, weight.dtype, scaling, longest if changes else 0)
         if self._tables is None or self._kind != kind or len(self._tables[0]) < longest:
             rows = min(1 << max(longest - 1, 255).bit_length(), self.config.context)
             omega, scale = rotary_frequencies(self.config, longest)

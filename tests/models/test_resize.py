@@ -5,8 +5,8 @@ import torch
 
 from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import ModelConfig
-from luthier.models.resize import extends, replaced_pieces, resize_vocabulary
-from luthier.models.transformer import Transformer
+from luthier.models.resize import ResizeError, extend_context, extends, replaced_pieces, resize_vocabulary
+from luthier.models.transformer import ContextError, Transformer, rotary_frequencies
 from luthier.tokenizers.bpe_train import extend_on_words, train_bpe
 from luthier.tokenizers.formats import save_tokenizer
 from luthier.tokenizers.word_counts import count_words
@@ -92,3 +92,53 @@ def test_opens_in_transformers(tied, tmp_path):
     assert tokenizer(TEXT, add_special_tokens=False)["input_ids"] == NEW.encode_ordinary(TEXT).tolist()
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids(NEW)).logits, load_model(tmp_path)(ids(NEW)), atol=1e-5, rtol=1e-4)
+
+
+def test_new_rows_from_vectors():
+    grown, plain = model(False), model(False)
+    vector = torch.arange(32.0)
+    resize_vocabulary(plain, OLD, NEW)
+    resize_vocabulary(grown, OLD, NEW, vectors={NEW.vocab_size - 1: vector})
+    assert torch.equal(grown.embed_tokens.weight[-1], vector)
+    assert torch.equal(grown.embed_tokens.weight[:-1], plain.embed_tokens.weight[:-1])
+    assert torch.equal(grown.lm_head.weight, plain.lm_head.weight)
+    for vectors, word in (({3: vector}, "knows already"), ({NEW.vocab_size - 1: vector[:5]}, r"\[5\]; 32 finite")):
+        untouched = model(False)
+        with pytest.raises(ResizeError, match=word):
+            resize_vocabulary(untouched, OLD, NEW, vectors=vectors)
+        assert untouched.config.vocab_size == OLD.vocab_size
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_longer_context_keeps_what_it_must(kind, tmp_path):
+    shape = ModelConfig(61, 64, 48, 2, 2, 2, head_dim=32, max_position_embeddings=64)
+    before = Transformer(shape, seed=1).eval()
+    short, long = torch.arange(64)[None] % 61, torch.arange(256)[None] % 61
+    expected = before(short)
+    with pytest.raises(ContextError):
+        before(long)
+    old = rotary_frequencies(shape)[0]
+    before.config = extend_context(shape, 256, kind)
+    new = rotary_frequencies(before.config, 256)[0]
+    assert before.config.context == 256 and bool(before(long).isfinite().all())
+    slower = 4 * 256 / 64 - 3 if kind == "dynamic" else 4  # the slowest pair
+    assert float(old[-1] / new[-1]) == pytest.approx(slower, rel=1e-6)
+    assert float(old[0] / new[0]) == pytest.approx(4 if kind == "linear" else 1)  # the fastest as before
+    assert torch.equal(before(short), expected) == (kind == "dynamic")
+    with pytest.raises(ContextError):
+        before(torch.arange(257)[None] % 61)
+    save_model(before, tmp_path)
+    assert load_model(tmp_path).config == before.config
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()(long).logits
+    assert float((theirs - before(long)).detach().abs().max() / theirs.detach().abs().max()) <= 1e-5
+
+
+def test_a_context_that_cannot_be_is_refused():
+    for shape, tokens, word in (
+        (ModelConfig(), 256, "no longer"),
+        (ModelConfig(model_type="gpt2", num_key_value_heads=6), 512, "learned"),
+        (extend_context(ModelConfig(), 512), 1024, "scaled already"),
+    ):
+        with pytest.raises(ResizeError, match=word):
+            extend_context(shape, tokens)

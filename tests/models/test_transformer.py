@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.config import ModelConfig, RopeScaling
-from luthier.models.transformer import Cache, ContextError, Transformer
+from luthier.models.transformer import Cache, ContextError, Transformer, rotary_frequencies
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -27,7 +31,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama3": {"rope_scaling": RopeScaling(original_max_position_embeddings=16), "attention_bias": True},
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen2": {"model_type": "qwen2"},
-    "qwen3": {"model_type": "qwen3"},
+    "qwen3": {"model_type": "qwen3", "hidden_act": "gelu"},
+    "gpt2": {"model_type": "gpt2", "num_key_value_heads": 4, "hidden_act": "gelu_new"},
+    "linear": {"rope_scaling": RopeScaling("linear", 3.0)},
+    "yarn": {"rope_scaling": RopeScaling("yarn", 4.0, 16)},
 }
 
 
@@ -159,3 +166,85 @@ def test_tables_made_while_generating_serve_training() -> None:
         model(ids)
     model.loss(ids, ids)[0].backward()
     assert model.embed_tokens.weight.grad is not None
+
+
+def test_recomputing_gives_the_same_bits() -> None:
+    model, ids = make(dtype=torch.float32), tokens(2, 20)
+    document = torch.tensor([[0] * 8 + [1] * 12, [2] * 20])
+    gradients = []
+    for model.recompute in (False, True):
+        model.zero_grad()
+        model.loss(ids, ids, document_BT=document)[0].backward()
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_dynamic_scaling_begins_behind_the_old_context() -> None:
+    plain, dynamic = make(), make(rope_scaling=RopeScaling("dynamic", 2.0))
+    assert torch.equal(plain(tokens(1, 48)), dynamic(tokens(1, 48)))
+    dynamic(tokens(1, 96))
+    assert torch.equal(plain(tokens(1, 48)), dynamic(tokens(1, 48)))  # also after a longer text
+    with pytest.raises(ContextError, match=r"97 tokens .* 96"):
+        dynamic(tokens(1, 97))
+
+
+def test_linear_scaling_squeezes_positions() -> None:
+    """Position 3p then has the angle that p had."""
+    old, new = rotary_frequencies(make().config)[0], rotary_frequencies(make("linear").config)[0]
+    torch.testing.assert_close(new * 3, old)
+
+
+WIRED = """
+import torch, luthier.kernels.launch as launch
+launch.use_triton = lambda name, impl, x: impl != "torch"  # as on a card
+import luthier.models.transformer as on_card
+assert on_card.use_triton("", "auto", None)
+from luthier.models.config import ModelConfig, RopeScaling
+from tests_of_wiring import reference
+for shape, expected in reference.items():
+    model = on_card.Transformer(ModelConfig(**expected["config"]))
+    model.load_state_dict(expected["state"])
+    loss, _ = model.loss(expected["ids"], expected["ids"], document_BT=expected["document"])
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected["loss"], rtol=1e-5, atol=1e-5)
+    for name, weight in model.named_parameters():
+        found, wanted = weight.grad, expected["gradients"][name]
+        assert float((found - wanted).abs().max()) <= 2e-5 * float(wanted.abs().max()) + 1e-5, (shape, name)
+    cache = on_card.Cache(model.config, expected["first"], 20)
+    with torch.inference_mode():
+        read = [model(piece, cache=cache)[:, -1] for piece in expected["ids"].split([13, 1, 1, 1], dim=1)]
+    for row, wanted in zip(read, expected["read"], strict=True):
+        assert float((row - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max()), shape
+print("wired")
+"""
+
+
+def test_triton_computes_the_same(tmp_path: Path) -> None:
+    """Every kernel that a card would run, in Triton's interpreter: packed rows, loss and gradients, the cache."""
+    pytest.importorskip("triton")
+    reference, ids = {}, tokens(2, 16)
+    document = torch.tensor([[0] * 5 + [1] * 11, [2] * 14 + [-1] * 2])
+    for shape in ("mistral", "gpt2"):
+        model, first = make(shape, torch.float32, num_hidden_layers=1), torch.tensor([0, 4])
+        loss, _ = model.loss(ids, ids, document_BT=document)
+        loss.backward()
+        cache = Cache(model.config, first, 20)
+        with torch.inference_mode():
+            read = [model(piece, cache=cache)[:, -1].clone() for piece in ids.split([13, 1, 1, 1], dim=1)]
+        reference[shape] = {
+            "config": SMALL | SHAPES[shape] | {"num_hidden_layers": 1},
+            "state": model.state_dict(),
+            "ids": ids,
+            "document": document,
+            "first": first,
+            "loss": loss.detach(),
+            "gradients": {name: weight.grad for name, weight in model.named_parameters()},
+            "read": read,
+        }
+    torch.save(reference, tmp_path / "reference.pt")
+    file = tmp_path / "tests_of_wiring.py"
+    file.write_text(f"import torch\nreference = torch.load({str(tmp_path / 'reference.pt')!r}, weights_only=True)\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    run = subprocess.run([sys.executable, "-c", WIRED], env=environment, capture_output=True, text=True)
+    assert run.stdout == "wired\n", run.stderr[-3000:]
