@@ -27,9 +27,10 @@ With δ = Σ_d dout·out (Dao 2022, appendix B.2; an incoming gradient of lse is
 
     dv = pᵀ dout,    dp = dout vᵀ,    ds = p ⊙ (dp − δ),    dq = ds k / √D,    dk = dsᵀ q / √D
 
-Two kernels walk over the tiles, one for dq with a tile of queries in hand, one for dk and dv with a tile of keys, which
-also sums over the query heads that share it. That makes the scores twice (7 products instead of 5), but nobody adds to
-another's sum: the backward pass gives the same bits every time, with no slower "deterministic" mode.
+Two kernels (attention_backward.py) walk over the tiles, one for dq with a tile of queries in hand, one for dk and dv
+with a tile of keys, which also sums over the query heads that share it. That makes the scores twice (7 products instead
+of 5), but nobody adds to another's sum: the backward pass gives the same bits every time, with no slower
+"deterministic" mode. What a tile sees, and how large it is, stands in attention_tiles.py.
 
 A tile of queries sees keys from the first key of its first row to the last of its last; between them lies a stretch
 that all its rows see, where no mask is made. So a window or short documents save work in proportion.
@@ -50,25 +51,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.launch import (
-    Impl,
-    LaunchError,
-    arch,
-    check_floats,
-    constant,
-    dot,
-    jit,
-    launch,
-    narrow,
-    power,
-    tl,
-    use_triton,
-)
+from luthier.kernels.attention_backward import backward
+from luthier.kernels.attention_tiles import LOG2E, key_range, scores, sees, tile, tiles
+from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, power, tl, use_triton
 
 __all__ = ["attention", "attention_reference", "cost", "document_starts", "visible"]
 
 EXAMPLE = {"batch": 1, "tokens": 8192, "heads": 32, "key_heads": 8, "head_dim": 128}
-LOG2E = constant(math.log2(math.e))
 
 
 def document_starts(document_BT: Tensor) -> Tensor:
@@ -124,47 +113,7 @@ def cost(
     return {"forward": (2 * q + 2 * kv + lse, 2 * product), "backward": (4 * q + 4 * kv + 2 * lse, 5 * product)}
 
 
-# ---------------------------------------------------------------- Triton: forward
-
-
-@jit
-def _tile(X, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr):
-    """Rows first … first + ROWS of X, zeros beyond D; EDGE also gives zeros for rows from `limit` on."""
-    row, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
-    at = X + tl.cast(first, tl.int64) * stride + (row * stride + d)
-    if EDGE:
-        return tl.load(at, (first + row < limit) & (d < D), other=0.0)
-    elif D < WIDE:
-        return tl.load(at, d < D, other=0.0)
-    else:
-        return tl.load(at)
-
-
-@jit
-def _sees(place, key, lo, hi, S, window, CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr):
-    """Which queries (at `place` among the keys, their keys from lo to hi) see which keys."""
-    seen = (key < S) & (place >= 0)
-    if CAUSAL:
-        seen = seen & (key <= place)
-    if WINDOW:
-        seen = seen & (key > place - window)
-        if not CAUSAL:
-            seen = seen & (key < place + window)
-    if RANGES:
-        seen = seen & (key >= lo)
-        if not CAUSAL:
-            seen = seen & (key < hi)
-    return seen
-
-
-@jit
-def _scores(q, k, scale, cap, CAP: tl.constexpr):
-    """q kᵀ, or its tanh, and the factor that is still to come so that 2^(score · factor) = e^(score of the formula)."""
-    s = dot(q, tl.trans(k))
-    if CAP:
-        return 2 * tl.sigmoid(s * (2 * scale / cap)) - 1, cap * LOG2E
-    else:
-        return s, scale * LOG2E
+# ---------------------------------------------------------------- Triton
 
 
 @jit
@@ -175,12 +124,12 @@ def _attend(
 ):  # fmt: skip
     """One query tile over the key tiles from start to end: the online softmax of the lecture."""
     for j in tl.range(start, end, BN):
-        k = _tile(K, j, S, kt, BN, D, WIDE, MASK)
-        v = _tile(V, j, S, vt, BN, D, WIDE, MASK)
-        s, factor = _scores(q, k, scale, cap, CAP)
+        k = tile(K, j, S, kt, BN, D, WIDE, MASK)
+        v = tile(V, j, S, vt, BN, D, WIDE, MASK)
+        s, factor = scores(q, k, scale, cap, CAP)
         if MASK:
             key = j + tl.arange(0, BN)
-            seen = _sees(place[:, None], key[None, :], lo[:, None], hi[:, None], S, window, CAUSAL, RANGES, WINDOW)
+            seen = sees(place[:, None], key[None, :], lo[:, None], hi[:, None], S, window, CAUSAL, RANGES, WINDOW)
             s = tl.where(seen, s, -float("inf"))
         top = tl.maximum(m, tl.max(s, 1) * factor)
         safe = tl.where(top == -float("inf"), 0.0, top) if MASK else top  # a row that has seen nothing yet
@@ -190,33 +139,6 @@ def _attend(
         acc = acc * shrink[:, None] + dot(narrow(p, v.dtype), v)
         m = top
     return acc, l, m
-
-
-@jit
-def _key_range(m0, place, lo, hi, S, window, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
-               RANGES: tl.constexpr, WINDOW: tl.constexpr):  # fmt: skip
-    """Multiples of BN: begin of the keys a query tile sees, begin and end of those all its rows see; and the end."""
-    last = tl.max(place, 0)
-    first = tl.min(tl.where(place >= 0, place, last), 0)
-    begin, full, full_end, end = 0, 0, S, S
-    if CAUSAL:
-        full_end, end = first + 1, tl.minimum(S, last + 1)
-    if WINDOW:
-        begin, full = tl.maximum(first - window + 1, 0), tl.maximum(last - window + 1, 0)
-        if not CAUSAL:
-            full_end, end = tl.minimum(S, first + window), tl.minimum(S, last + window)
-    if RANGES:
-        exists = place >= 0
-        begin = tl.maximum(begin, tl.min(tl.where(exists, lo, S), 0))
-        full = tl.maximum(full, tl.max(tl.where(exists, lo, 0), 0))
-        if not CAUSAL:
-            full_end = tl.minimum(full_end, tl.min(tl.where(exists, hi, S), 0))
-            end = tl.minimum(end, tl.max(tl.where(exists, hi, 0), 0))
-    begin = begin // BN * BN
-    full = tl.maximum((full + BN - 1) // BN * BN, begin)
-    full_end = full_end // BN * BN
-    full = tl.minimum(full, (end + BN - 1) // BN * BN)
-    return begin, full, tl.maximum(full, full_end), end
 
 
 @jit(lengths=("T", "S", "window"))
@@ -235,8 +157,8 @@ def _forward(
         lo = tl.load(Lo + b * T + row, row < T, other=0)
         if not CAUSAL:
             hi = tl.load(Hi + b * T + row, row < T, other=0)
-    begin, full, full_end, end = _key_range(m0, place, lo, hi, S, window, BM, BN, CAUSAL, RANGES, WINDOW)
-    q = _tile(Q, m0, T, qt, BM, D, WIDE, True)
+    begin, full, full_end, end = key_range(m0, place, lo, hi, S, window, BM, BN, CAUSAL, RANGES, WINDOW)
+    q = tile(Q, m0, T, qt, BM, D, WIDE, True)
     acc, l = tl.zeros((BM, WIDE), tl.float32), tl.zeros((BM,), tl.float32)
     m = tl.full((BM,), -float("inf"), tl.float32)
     if RANGES or WINDOW:
@@ -251,199 +173,6 @@ def _forward(
     at = Out + ((b * T + row[:, None]) * H + h) * D + d
     tl.store(at, narrow(out, Out.dtype.element_ty), (row < T)[:, None] & (d < D))
     tl.store(Lse + (b * H + h) * T + row, (m + tl.log2(l)) / LOG2E, row < T)
-
-
-# ---------------------------------------------------------------- Triton: backward
-
-
-@jit(lengths=("T",))
-def _delta(Out, Do, Dlse, Delta, T, H: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr,
-           DLSE: tl.constexpr):  # fmt: skip
-    """Σ_d dout · out for every query and head, less the gradient of its log-sum-exp."""
-    row, h, b = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    d = tl.arange(0, WIDE)[None, :]
-    at = ((b * T + row[:, None]) * H + h) * D + d
-    inside = (row < T)[:, None] & (d < D)
-    out = tl.load(Out + at, inside, other=0.0).to(tl.float32)
-    delta = tl.sum(out * tl.load(Do + at, inside, other=0.0).to(tl.float32), 1)
-    flat = (b * H + h) * T + row
-    if DLSE:
-        delta -= tl.load(Dlse + flat, row < T, other=0.0)
-    tl.store(Delta + flat, delta, row < T)
-
-
-@jit
-def _weights(q, k, lse, scale, cap, CAP: tl.constexpr):
-    """exp(score − lse) [BM, BN] and what the soft cap makes of a score's gradient. lse: [BM, 1], in powers of 2."""
-    s, factor = _scores(q, k, scale, cap, CAP)
-    return tl.exp2(s * factor - lse), 1 - s * s if CAP else s
-
-
-@jit
-def _into_query(
-    dq, q, do, lse, delta, K, V, start, end, place, lo, hi, S, kt, vt, scale, cap, window,
-    D: tl.constexpr, WIDE: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    for j in tl.range(start, end, BN):
-        k = _tile(K, j, S, kt, BN, D, WIDE, MASK)
-        v = _tile(V, j, S, vt, BN, D, WIDE, MASK)
-        p, slope = _weights(q, k, lse[:, None], scale, cap, CAP)
-        if MASK:
-            key = j + tl.arange(0, BN)
-            seen = _sees(place[:, None], key[None, :], lo[:, None], hi[:, None], S, window, CAUSAL, RANGES, WINDOW)
-            p = tl.where(seen, p, 0.0)
-        ds = p * (dot(do, tl.trans(v)) - delta[:, None])
-        if CAP:
-            ds *= slope
-        dq += dot(narrow(ds, k.dtype), k)
-    return dq
-
-
-@jit(lengths=("T", "S", "window"))
-def _backward_query(
-    Q, K, V, Do, Lse, Delta, Dq, Lo, Hi, T, S, window, scale, cap, qb, qt, qh, kb, kt, kh, vb, vt, vh,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-):  # fmt: skip
-    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    Q, K, V = Q + b * qb + h * qh, K + b * kb + h // G * kh, V + b * vb + h // G * vh
-    row = m0 + tl.arange(0, BM)
-    place = tl.where(row < T, row + tl.maximum(S - T, 0), -1)
-    lo, hi = place, place
-    if RANGES:
-        lo = tl.load(Lo + b * T + row, row < T, other=0)
-        if not CAUSAL:
-            hi = tl.load(Hi + b * T + row, row < T, other=0)
-    begin, full, full_end, end = _key_range(m0, place, lo, hi, S, window, BM, BN, CAUSAL, RANGES, WINDOW)
-    q = _tile(Q, m0, T, qt, BM, D, WIDE, True)
-    do = _tile(Do + (b * T * H + h) * D, m0, T, H * D, BM, D, WIDE, True)
-    lse = tl.load(Lse + (b * H + h) * T + row, row < T, other=0.0) * LOG2E
-    delta = tl.load(Delta + (b * H + h) * T + row, row < T, other=0.0)
-    dq = tl.zeros((BM, WIDE), tl.float32)
-    if RANGES or WINDOW:
-        dq = _into_query(dq, q, do, lse, delta, K, V, begin, full, place, lo, hi, S, kt, vt, scale, cap, window,
-                         D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
-    dq = _into_query(dq, q, do, lse, delta, K, V, full, full_end, place, lo, hi, S, kt, vt, scale, cap, window,
-                     D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, False)  # fmt: skip
-    dq = _into_query(dq, q, do, lse, delta, K, V, full_end, end, place, lo, hi, S, kt, vt, scale, cap, window,
-                     D, WIDE, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
-    d = tl.arange(0, WIDE)[None, :]
-    at = Dq + ((b * T + row[:, None]) * H + h) * D + d
-    tl.store(at, narrow(dq * scale, Dq.dtype.element_ty), (row < T)[:, None] & (d < D))
-
-
-@jit
-def _into_key(
-    dk, dv, k, v, Q, Do, Lse, Delta, Lo, Hi, start, end, n0, T, S, qt, scale, cap, window,
-    H: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    key = n0 + tl.arange(0, BN)
-    for i in tl.range(start, end, BM):
-        row = i + tl.arange(0, BM)
-        q = _tile(Q, i, T, qt, BM, D, WIDE, MASK)
-        do = _tile(Do, i, T, H * D, BM, D, WIDE, MASK)
-        lse = tl.load(Lse + row, row < T, other=0.0) * LOG2E
-        delta = tl.load(Delta + row, row < T, other=0.0)
-        p, slope = _weights(k, q, lse[None, :], scale, cap, CAP)  # transposed: [BN, BM]
-        if MASK:
-            place = tl.where(row < T, row + tl.maximum(S - T, 0), -1)
-            lo, hi = place, place
-            if RANGES:
-                lo = tl.load(Lo + row, row < T, other=0)
-                if not CAUSAL:
-                    hi = tl.load(Hi + row, row < T, other=0)
-            seen = _sees(place[None, :], key[:, None], lo[None, :], hi[None, :], S, window, CAUSAL, RANGES, WINDOW)
-            p = tl.where(seen, p, 0.0)
-        dv += dot(narrow(p, do.dtype), do)
-        ds = p * (dot(v, tl.trans(do)) - delta[None, :])
-        if CAP:
-            ds *= slope
-        dk += dot(narrow(ds, q.dtype), q)
-    return dk, dv
-
-
-@jit(lengths=("T", "S", "window"))
-def _backward_key(
-    Q, K, V, Do, Lse, Delta, Dk, Dv, Lo, Hi, T, S, window, scale, cap, qb, qt, qh, kb, kt, kh, vb, vt, vh,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, RANGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-):  # fmt: skip
-    n0, kv, b = tl.program_id(0) * BN, tl.program_id(1), tl.program_id(2).to(tl.int64)
-    key = n0 + tl.arange(0, BN)
-    last = tl.minimum(n0 + BN, S) - 1
-    # The queries that see some key of the tile, and among them those that see all its keys; places minus (S − T).
-    begin, full, full_end, end = 0, 0, T, T
-    if CAUSAL:
-        begin, full = tl.maximum(n0 - (S - T), 0), tl.maximum(last - (S - T), 0)
-    if WINDOW:
-        full_end, end = tl.minimum(T, n0 - (S - T) + window), tl.minimum(T, last - (S - T) + window)
-        if not CAUSAL:
-            begin = tl.maximum(begin, n0 - (S - T) - window + 1)
-            full = tl.maximum(full, last - (S - T) - window + 1)
-    if RANGES:
-        hi = tl.load(Hi + b * S + key, key < S, other=0)
-        end = tl.minimum(end, tl.max(hi, 0))
-        full_end = tl.minimum(full_end, tl.min(tl.where(key < S, hi, T), 0))
-        if not CAUSAL:
-            lo = tl.load(Lo + b * S + key, key < S, other=T)
-            begin = tl.maximum(begin, tl.min(lo, 0))
-            full = tl.maximum(full, tl.max(tl.where(key < S, lo, 0), 0))
-    begin = begin // BM * BM
-    full = tl.maximum((full + BM - 1) // BM * BM, begin)
-    full = tl.minimum(full, tl.maximum((end + BM - 1) // BM * BM, begin))
-    full_end = tl.maximum(full, tl.maximum(full_end, 0) // BM * BM)
-
-    K, V, Lo, Hi = K + b * kb + kv * kh, V + b * vb + kv * vh, Lo + b * T, Hi + b * T
-    k, v = _tile(K, n0, S, kt, BN, D, WIDE, True), _tile(V, n0, S, vt, BN, D, WIDE, True)
-    dk, dv = tl.zeros((BN, WIDE), tl.float32), tl.zeros((BN, WIDE), tl.float32)
-    for g in range(G):
-        h = kv * G + g
-        q, do = Q + b * qb + h * qh, Do + (b * T * H + h) * D
-        lse, delta = Lse + (b * H + h) * T, Delta + (b * H + h) * T
-        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, begin, full, n0, T, S, qt, scale, cap, window,
-                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
-        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, full, full_end, n0, T, S, qt, scale, cap, window,
-                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, False)  # fmt: skip
-        dk, dv = _into_key(dk, dv, k, v, q, do, lse, delta, Lo, Hi, full_end, end, n0, T, S, qt, scale, cap, window,
-                           H, D, WIDE, BM, BN, CAUSAL, RANGES, WINDOW, CAP, True)  # fmt: skip
-    d = tl.arange(0, WIDE)[None, :]
-    at = ((b * S + key[:, None]) * (H // G) + kv) * D + d
-    inside = (key < S)[:, None] & (d < D)
-    tl.store(Dk + at, narrow(dk * scale, Dk.dtype.element_ty), inside)
-    tl.store(Dv + at, narrow(dv, Dv.dtype.element_ty), inside)
-
-
-# ---------------------------------------------------------------- settings and launches
-
-
-def settings(head_dim: int, itemsize: int, chip: int, part: str) -> dict[str, int]:
-    """Tile sizes, warps and stages of "forward", "query" and "key" for a chip.
-
-    What bounds them: a thread has 255 registers, of which the accumulators take ROWS·D/threads each; and a chip has
-    99 KB of shared memory for a block (8.6, 8.9, 12.0) or 163 KB and more, which hold the tiles in flight.
-    """
-    wide, small = max(16, power(head_dim)), chip in (86, 89, 120)
-    if itemsize == 4:
-        BM, BN = (64, 32) if wide <= 64 else (32, 32) if wide <= 128 else (16, 16)
-        BM, BN = (BN, BM) if part == "key" else (BM, BN)
-        return {"BM": BM, "BN": BN, "num_warps": 4, "num_stages": 1 if wide > 64 or small else 2}
-    warps = 8 if wide >= 128 or part == "key" else 4
-    if wide > 128:
-        BM, BN = {"forward": (128, 32), "query": (64, 32), "key": (32, 64)}[part]
-        BM, BN, warps = (64, 32, 4) if small and part == "forward" else (BM, BN, 4 if part == "query" else 8)
-        BM, BN, warps = (32, 32, 4) if small and part == "key" else (BM, BN, warps)
-        return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": 1 if small else 2}
-    BM, BN = {"forward": (128, 64), "query": (128, 32), "key": (32, 128)}[part]
-    if chip == 100 and part == "key":  # its accumulators lie outside the registers
-        return {"BM": 64, "BN": 128, "num_warps": warps, "num_stages": 1}
-    if wide == 128 and chip not in (90, 100) and part == "forward":
-        BN = 32
-    if small and part == "query":
-        BM, warps = 64, 4
-    return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": (1 if small else 2) + (part == "forward")}
 
 
 class _TritonAttention(torch.autograd.Function):
@@ -461,7 +190,7 @@ class _TritonAttention(torch.autograd.Function):
         ctx.numbers = (T, S, window, options["scale"], options["cap"])
         ctx.shape = {"H": H, "G": H // K, "D": D, "WIDE": max(16, power(D)), "CAUSAL": options["causal"]}
         ctx.shape |= {"RANGES": lo is not None, "WINDOW": window > 0, "CAP": options["cap"] > 0}
-        s = settings(D, q.element_size(), arch(), "forward")
+        s = tiles("forward", q)
         tables = (q, q) if lo is None else (lo, hi)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         grid = (-(-T // s["BM"]), H, B)
@@ -472,21 +201,10 @@ class _TritonAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        dout, dlse = gradients
         q, k, v, out, lse, lo, hi = ctx.saved_tensors
-        (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
-        do, dlse = gradients[0].contiguous(), gradients[1].contiguous()
-        delta = torch.empty_like(lse)
-        wide = ctx.shape["WIDE"]
-        delta_grid = (-(-T // 64), H, B)
-        launch(_delta, delta_grid, out, do, dlse, delta, T, H=H, D=D, WIDE=wide, BM=64, DLSE=True, num_warps=4)
-        dq = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device)
-        dk, dv = (torch.empty(B, S, K, D, dtype=q.dtype, device=q.device) for _ in range(2))
-        tables = (q, q) if lo is None else (lo, hi)
-        common = (*tables, *ctx.numbers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        s = settings(D, q.element_size(), arch(), "key")
-        launch(_backward_key, (-(-S // s["BN"]), K, B), q, k, v, do, lse, delta, dk, dv, *common, **ctx.shape, **s)
-        s = settings(D, q.element_size(), arch(), "query")
-        launch(_backward_query, (-(-T // s["BM"]), H, B), q, k, v, do, lse, delta, dq, *common, **ctx.shape, **s)
+        ranges = None if lo is None else (lo, hi)
+        dq, dk, dv = backward(q, k, v, out, lse, ranges, dout, dlse, ctx.numbers, ctx.shape)
         return dq, dk, dv, None, None, None, None
 
 

@@ -25,7 +25,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from luthier.kernels.attention import LOG2E, attention_reference
+from luthier.kernels.attention import attention, attention_reference
+from luthier.kernels.attention_tiles import LOG2E
 from luthier.kernels.launch import (
     Impl,
     LaunchError,
@@ -39,6 +40,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
+from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["cost", "decode_attention", "decode_attention_reference"]
 
@@ -54,13 +56,16 @@ def decode_attention_reference(
     scale: float | None = None,
 ) -> Tensor:
     """The formula: query t of a row sees its keys from first to length − T + t."""
-    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-    key = torch.arange(S, device=q_BTHD.device)
-    place_BT = lengths_B[:, None] - T + torch.arange(T, device=q_BTHD.device)
-    mask_BTS = key <= place_BT[:, :, None]
-    if first_B is not None:
-        mask_BTS = mask_BTS & (key >= first_B[:, None, None])
+    mask_BTS = _mask(q_BTHD.shape[1], k_BSKD.shape[1], lengths_B, first_B)
     return attention_reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale=scale)
+
+
+def _mask(T: int, S: int, lengths_B: Tensor, first_B: Tensor | None) -> Tensor:
+    """Which keys each of the T newest queries sees, bool [B, T, S]."""
+    key = torch.arange(S, device=lengths_B.device)
+    place_BT = lengths_B[:, None] - T + torch.arange(T, device=lengths_B.device)
+    mask_BTS = key <= place_BT[:, :, None]
+    return mask_BTS if first_B is None else mask_BTS & (key >= first_B[:, None, None])
 
 
 def cost(batch: int, keys: int, heads: int, key_heads: int, head_dim: int, itemsize: int) -> dict[str, tuple[int, int]]:
@@ -145,6 +150,7 @@ def _run(
     pages = 0 if table is None else table.shape[1]
     longest = k.shape[1] if table is None else page * pages
     s = settings(H // K * T, D, q.element_size(), page)
+    s = chosen(key_of("decode_attention split", q.dtype, f"D {s['WIDE']}", f"{s['BM']} rows"), s, q)
     pieces = max(1, min(-(-longest // 256), 2 * multiprocessors(q) // max(1, B * K)))
     step = max(1, -(-longest // (pieces * s["BN"]))) * s["BN"]  # whole tiles
     pieces = max(1, -(-longest // step))
@@ -208,7 +214,7 @@ def decode_attention(
         return _run(q_BTHD, k, v, lengths_B.contiguous(), first_B, table_BP, factor)
     if table_BP is not None:
         k, v = (x[table_BP.long()].flatten(1, 2) for x in (k, v))
-    return decode_attention_reference(q_BTHD, k, v, lengths_B, first_B, scale)
+    return attention(q_BTHD, k, v, _mask(T, k.shape[1], lengths_B, first_B), scale=scale, impl="torch")
 
 
 def _check_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:

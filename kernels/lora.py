@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["cost", "lora_linear", "lora_linear_reference"]
 
@@ -90,6 +91,7 @@ def settings(itemsize: int, rank: int) -> dict[str, int]:
 def _plus_thin(p: Tensor, q: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """p [M, K] · q [K, N] + u [M, r] · v [r, N]; q and v of any strides."""
     (M, K), N, s = p.shape, q.shape[1], settings(p.element_size(), len(v))
+    s = chosen(key_of("lora product", p.dtype, f"rank {s['WIDE']}"), s, p)
     out = torch.empty(M, N, dtype=p.dtype, device=p.device)
     grid = (-(-M // s["BM"]) * -(-N // s["BN"]),)
     strides = (p.stride(0), *q.stride(), *v.stride())

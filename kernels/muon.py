@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, tl, use_triton
+from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["QUINTIC", "cost", "newton_schulz", "newton_schulz_reference", "symmetric_product"]
 
@@ -90,7 +91,8 @@ def settings(itemsize: int) -> dict[str, int]:
 
 def _symmetric_on_card(x: Tensor, add: Tensor | None, b: float, c: float) -> Tensor:
     """c·X Xᵀ + b·add [N, R, R] for x [N, R, C] of any strides."""
-    (N, R, C), s = x.shape, settings(x.element_size())
+    N, R, C = x.shape
+    s = chosen(key_of("muon symmetric", x.dtype), settings(x.element_size()), x)
     out = torch.empty(N, R, R, dtype=x.dtype, device=x.device)
     tiles = -(-R // s["BM"])
     grid = (tiles * (tiles + 1) // 2, N)

@@ -1,4 +1,8 @@
-"""`luthier bench`: speed side by side with the tools that everyone names. The work is in `core/benchmarks/`."""
+"""`luthier bench`: speed side by side with the tools that everyone names. The work is in `core/benchmarks/`.
+
+`bench kernels` has a command line of its own, which needs the standard library only: it runs on lent and rented GPU
+machines, as `PYTHONPATH=.types python -m luthier.scripts.bench kernels` without an install, where tyro is missing.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from luthier.core.errors import ConfigError
 from luthier.scripts.cli import parse, run
 
-Often = tyro.conf.UseAppendAction
+try:
+    import tyro
+
+    Often = tyro.conf.UseAppendAction
+except ImportError:  # a bare GPU machine: no Command, but `bench kernels`
+    Often = None
 
 
 @dataclass
@@ -32,11 +39,13 @@ class Command:
 
     Example: luthier bench tokenizers --vocab cl100k_base.tiktoken --text novel.txt --only encode,cold
 
-    Takes about three minutes for tokenizers and two for vectors. Peers that are not installed are left out:
-    pip install -e ".[bench]" brings them.
+    `luthier bench kernels` has flags of its own: luthier bench kernels --help.
+
+    Takes about three minutes for tokenizers, two for vectors, one for kernels on a CPU and eight on a card. Peers that
+    are not installed are left out: pip install -e ".[bench]" brings them.
     """
 
-    what: tyro.conf.Positional[Literal["tokenizers", "vectors"]]
+    what: tyro.conf.Positional[Literal["tokenizers", "vectors", "kernels"]]
     """What to measure."""
     text: Annotated[tuple[Path, ...], Often] = ()
     """Text file to measure on; given several times, each is a kind of text. Left out: for tokenizers Python's
@@ -63,7 +72,12 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command = parse(Command, "bench", argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["kernels"]:
+        from luthier.core.benchmarks import kernels
+
+        return kernels.main(arguments[1:])
+    command = parse(Command, "bench", arguments)
     if command.repeats < 1:
         raise ConfigError(f"repeats = {command.repeats}: expected 1 or more")
     measure = import_module(f"luthier.core.benchmarks.{command.what}").run

@@ -30,9 +30,11 @@ PACKAGES = (
 # ---------------------------------------------------------------- the document
 
 
-def document(bench: str, rows: Sequence[Row], load: float | None = None) -> dict[str, Any]:
+def document(
+    bench: str, rows: Sequence[Row], load: float | None = None, machine: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The result as it is stored: what, where, with which versions, and the rows. `load`: how busy the machine was
-    before, which a benchmark that was just run cannot tell."""
+    before, which a benchmark that was just run cannot tell. `machine`: more facts about it, such as its card."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -47,6 +49,7 @@ def document(bench: str, rows: Sequence[Row], load: float | None = None) -> dict
             "cores": os.cpu_count(),
             "load": round(os.getloadavg()[0] if load is None else load, 2),
             "python": platform.python_version(),
+            **(machine or {}),
         },
         "versions": versions,
         "threads": {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
@@ -80,13 +83,16 @@ def save(result: dict[str, Any]) -> Path:
     """Write the document to docs/benchmarks/ and return its path."""
     from luthier.core.artifacts import write_json
 
-    machine = result["machine"]
-    hardware = machine.get("gpu") or machine["cpu"] or platform.machine()
-    name = f"{result['bench']}-{_slug(hardware)}-{time.strftime('%Y-%m')}.json"
+    name = f"{result['bench']}-{_slug(_hardware(result) or platform.machine())}-{time.strftime('%Y-%m')}.json"
     path = Path("docs/benchmarks") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return path
+
+
+def _hardware(result: dict[str, Any]) -> str:
+    """What ran: the card where there was one."""
+    return result["machine"].get("gpu") or result["machine"]["cpu"]
 
 
 def _slug(name: str) -> str:
@@ -161,7 +167,9 @@ def _pivot(rows: Sequence[Row]) -> list[list[Cell]]:
 
 
 def _head(peers: Sequence[str]) -> list[Cell]:
-    return [Cell(text, QUIET) for text in ("case", "ours", "20–80%", *peers, "noise", "against the best")]
+    return [
+        Cell(text, QUIET) for text in ("case", "ours", "20–80%", "ms", "of peak", *peers, "noise", "against the best")
+    ]
 
 
 def _line(case: str, by_peer: dict[str, Row], peers: Sequence[str]) -> list[Cell]:
@@ -171,6 +179,8 @@ def _line(case: str, by_peer: dict[str, Row], peers: Sequence[str]) -> list[Cell
         Cell(case),
         Cell(_number(first["ours"]), STRONG),
         Cell(spread, QUIET),
+        Cell(_number(first["ms"]) if "ms" in first else "", QUIET),
+        Cell(f"{first['share']:.0%}" if "share" in first else ""),
         *(_peer_cell(by_peer.get(peer), peer == best) for peer in peers),
         Cell(f"±{noise(by_peer):.1%}" if AGAIN in by_peer else "", QUIET),
         _verdict(by_peer, best),
@@ -267,10 +277,10 @@ def the_change(now: dict[str, Any], then: dict[str, Any], colour: bool = False) 
     Chance is the largest of: ours against ours in either run, and half of what lies between the 20th and the 80th
     percentile in either. On another machine only the ratio to the fastest peer that both runs have is compared.
     """
-    same_machine = now["machine"]["cpu"] == then["machine"]["cpu"]
+    same_machine = _hardware(now) == _hardware(then)
     title = f"since {then['time'][:16]} {then['commit'][:9]}".rstrip()
     if not same_machine:
-        title += f", which ran on {then['machine']['cpu']}: ratios to the fastest peer are compared"
+        title += f", which ran on {_hardware(then)}: ratios to the fastest peer are compared"
     before = {(*key, case): by_peer for key, rows in _groups(then["rows"]) for case, by_peer in _cases(rows)}
     lines = [[Cell(t, QUIET) for t in ("case", "then", "now", "change", "noise", "")]]
     missing = 0

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.kernels.attention import attention, attention_reference, document_starts, settings, visible
+from luthier.kernels.attention import attention, attention_reference, document_starts, visible
+from luthier.kernels.attention_tiles import settings
 from luthier.kernels.launch import INTERPRETED
 
 
@@ -156,7 +157,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         tiles = {"forward": (32, 16), "query": (32, 16), "key": (16, 32)}
         small = {part: {"BM": m, "BN": n, "num_warps": 4, "num_stages": 1} for part, (m, n) in tiles.items()}
-        monkeypatch.setattr("luthier.kernels.attention.settings", lambda *a: small[a[3]])
+        monkeypatch.setattr("luthier.kernels.attention_tiles.settings", lambda *a: small[a[3]])
 
 
 @pytest.mark.gpu
