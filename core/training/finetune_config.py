@@ -53,9 +53,9 @@ class FinetuneConfig(LoopConfig):
     """Keep the base in four bits while adapters are trained (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
     merge: bool = False
     """Add the adapters into the weights at the end: the result is a whole model, not an adapter that names its base."""
-    optimizer: Literal["auto", "muon", "adamw"] = "auto"
-    """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all; auto: AdamW for adapters and DPO,
-    Muon otherwise."""
+    optimizer: Literal["auto", "muon", "adamw", "adamw-8bit"] = "auto"
+    """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; AdamW with means of one byte (2 bytes
+    a weight instead of 8) for the matrices; auto: AdamW for adapters and DPO, Muon otherwise."""
     learning_rate: float = 0.0
     """Highest learning rate; 0: from the model's width and from what is trained."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"

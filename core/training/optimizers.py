@@ -19,8 +19,10 @@ learning rate serves both. Matrices of equal shape go through the iteration toge
 
 Which weight gets which: matrices inside the layers Muon (or AdamW with decay), embedding and head AdamW without
 decay, norms' scales AdamW without decay. Decay pulls unused rows of an embedding to zero and a norm's scale away from
-1; neither is wanted. A step is arithmetic on lists of tensors (`torch._foreach_…`), which costs a few calls rather
-than one a tensor.
+1; neither is wanted.
+
+The arithmetic of a step is in kernels/adamw.py, adamw_8bit.py and muon.py: Triton on a card, a few calls for all
+tensors on a CPU, the same result. What is here is state: which weights, which running means, which step.
 """
 
 from __future__ import annotations
@@ -31,16 +33,82 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdamW", "Muon", "make_optimizers", "newton_schulz"]
+from luthier.kernels.adamw import adamw_step
+from luthier.kernels.adamw_8bit import adamw_8bit_step, empty_state
+from luthier.kernels.muon import newton_schulz
 
-# Jordan's coefficients: steepest at zero, so small singular values grow fastest; the end lies between 0.7 and 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
+__all__ = ["AdamW", "AdamW8bit", "Muon", "make_optimizers"]
 
 each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
 
 
-class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay; groups may override lr and weight_decay."""
+class _Stepping(torch.optim.Optimizer):
+    """What the three share: a step is taken by each group of weights that have a gradient; states keep their dtype."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert closure is None
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if weights:
+                self._step(group, weights, [p.grad for p in weights])
+
+    def _step(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """PyTorch casts a state to the dtype of its weight: codes of 8 bits and means in float32 would be lost."""
+        super().load_state_dict(state_dict)
+        ours = [p for group in self.param_groups for p in group["params"]]
+        theirs = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for p, number in zip(ours, theirs, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if self.state[p][name].dtype != value.dtype:
+                    self.state[p][name] = value.detach().to(self.state[p][name].device, copy=True)
+
+
+class AdamW(_Stepping):
+    """Adam with decoupled weight decay; groups may override lr and weight_decay.
+
+    Weights in bfloat16 have their means in float32 and are rounded by chance, by `seed`: see kernels/adamw.py.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.seed = seed
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _step(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
+        states = [self._state(p) for p in weights]
+        for state in states:
+            state["step"] += 1
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        lists = [weights, grads, [s["m"] for s in states], [s["v"] for s in states]]
+        adamw_step(*(_here(x) for x in lists), step=int(states[0]["step"]), seed=self.seed, **options)
+
+    def _state(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.int64)
+            wide = torch.promote_types(p.dtype, torch.float32)
+            state["m"], state["v"] = torch.zeros_like(p, dtype=wide), torch.zeros_like(p, dtype=wide)
+        return state
+
+
+def _here(tensors: list[Tensor]) -> list[Tensor]:
+    """What of each tensor lies on this device: all of it, or this process's part of one that is cut (FSDP)."""
+    return [x.to_local() if hasattr(x, "to_local") else x for x in tensors]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class AdamW8bit(_Stepping):
+    """AdamW that keeps its two means in one byte each (Dettmers et al. 2022): 2 bytes a weight instead of 8."""
 
     def __init__(
         self,
@@ -52,38 +120,17 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if weights:
-                self._step(group, weights, [p.grad for p in weights if p.grad is not None])
-
     def _step(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
-        states = [self._state(p) for p in weights]
-        for state in states:
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        for p, g in zip(weights, grads, strict=True):
+            state = self.state[p]
+            if not state:
+                state.update({"step": torch.zeros((), dtype=torch.int64), **empty_state(p)})
             state["step"] += 1
-        t, (beta1, beta2), lr = int(states[0]["step"]), group["betas"], group["lr"]
-        m, v = [s["m"] for s in states], [s["v"] for s in states]
-        each._foreach_lerp_(m, grads, 1 - beta1)
-        each._foreach_mul_(v, beta2)
-        each._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        scale = each._foreach_sqrt(v)
-        each._foreach_div_(scale, (1 - beta2**t) ** 0.5)
-        each._foreach_add_(scale, group["eps"])
-        each._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        each._foreach_addcdiv_(weights, m, scale, -lr / (1 - beta1**t))
-
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.int64)
-            state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
-        return state
+            adamw_8bit_step(p, g, state, step=int(state["step"]), **options)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(_Stepping):
     """Momentum made orthogonal, for the two-dimensional weights of the hidden layers."""
 
     def __init__(
@@ -97,40 +144,20 @@ class Muon(torch.optim.Optimizer):
         """`dtype` of the iteration: None is bfloat16 on a GPU and float32 on a CPU, most of which have no fast bf16."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            grads = [p.grad for p in weights if p.grad is not None]
-            for p in weights:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum"] for p in weights]
-            each._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            updates = each._foreach_lerp(grads, buffers, group["momentum"])
-            each._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            for same in _by_shape(weights):
-                rows, columns = weights[same[0]].shape
-                size = 0.2 * max(rows, columns) ** 0.5
-                turned = newton_schulz(torch.stack([updates[i] for i in same]), dtype=group["dtype"])
-                turned = turned.to(weights[same[0]].dtype)
-                each._foreach_add_([weights[i] for i in same], list(turned), alpha=-group["lr"] * size)
-
-
-def newton_schulz(updates: Tensor, *, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """About U Vᵀ for each matrix U S Vᵀ of the batch `updates` [N, rows, columns]."""
-    a, b, c = QUINTIC
-    x = updates.to(dtype or (torch.bfloat16 if updates.is_cuda else torch.float32))
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    def _step(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
+        for p in weights:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum"] for p in weights]
+        each._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates = each._foreach_lerp(grads, buffers, group["momentum"])
+        each._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        for same in _by_shape(weights):
+            rows, columns = weights[same[0]].shape
+            size = 0.2 * max(rows, columns) ** 0.5
+            turned = newton_schulz(torch.stack([updates[i] for i in same]), dtype=group["dtype"])
+            turned = turned.to(weights[same[0]].dtype)
+            each._foreach_add_([weights[i] for i in same], list(turned), alpha=-group["lr"] * size)
 
 
 def _by_shape(weights: list[Tensor]) -> list[list[int]]:
@@ -150,7 +177,8 @@ def make_optimizers(
     weight_decay: float = 0.1,
     momentum: float = 0.95,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers for a decoder: `muon` (Muon for hidden matrices, AdamW for the rest) or `adamw` for all.
+    """The optimizers for a decoder: `muon` (Muon for hidden matrices, AdamW for the rest), `adamw` for all, or
+    `adamw-8bit` (for hidden matrices; embedding, head and norms keep whole states, as the paper has it).
 
     A weight counts as hidden if it has two dimensions and belongs to no embedding and not to the head.
     """
@@ -163,7 +191,9 @@ def make_optimizers(
         groups = [{"params": hidden, "weight_decay": weight_decay}, plain]
         return [AdamW([g for g in groups if g["params"]], lr=lr, betas=betas)]
     both: list[torch.optim.Optimizer] = [AdamW([plain], lr=lr, betas=betas)]
-    if hidden:
+    if hidden and name == "adamw-8bit":
+        both.insert(0, AdamW8bit(hidden, lr=lr, betas=betas, weight_decay=weight_decay))
+    elif hidden:
         both.insert(0, Muon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay))
     return both
 

@@ -120,8 +120,8 @@ def shard(model: Any, workers: Workers, optimizer: str) -> None:
     """Share out a model's weights over all processes, layer by layer (fsdp); ddp and one process leave it whole."""
     if workers.world == 1 or workers.kind != "fsdp":
         return
-    if optimizer == "muon":
-        raise ConfigError("--parallel fsdp: Muon turns whole matrices; take --optimizer adamw, or --parallel ddp")
+    if optimizer != "adamw":
+        raise ConfigError("--parallel fsdp: Muon and AdamW 8-bit need whole matrices; take --optimizer adamw, or ddp")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.core.training.optimizers import AdamW, Muon, make_optimizers, newton_schulz
+from luthier.core.training.optimizers import AdamW, AdamW8bit, Muon, make_optimizers
 from luthier.core.training.schedules import learning_rate_factor
+from luthier.kernels.muon import newton_schulz
 
 
 def twins(shapes, seed=0):
@@ -94,3 +95,61 @@ def test_schedules_rise_never_exceed_one_and_end_low(schedule):
     assert factors[-1] == (1.0 if schedule == "constant" else pytest.approx(0.1, abs=0.03))
     if schedule == "cosine":
         assert factors[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 90)) / 2)
+
+
+def bowl(optimizer_of, shape=(40, 120), dtype=torch.float32, steps=30):
+    """How far a walk to the bottom of a bowl gets: the part of the way that is left."""
+    generator = torch.Generator().manual_seed(2)
+    goal = torch.randn(shape, generator=generator).to(dtype)
+    p = nn.Parameter(torch.zeros(shape, dtype=dtype))
+    optimizer = optimizer_of([p])
+    for _ in range(steps):
+        p.grad = (p - goal).detach()
+        optimizer.step()
+    return float((p - goal).detach().norm() / goal.norm()), optimizer
+
+
+def test_eight_bits_walk_as_whole_states_do():
+    whole, _ = bowl(lambda p: AdamW(p, lr=0.05, weight_decay=0.0))
+    eight, optimizer = bowl(lambda p: AdamW8bit(p, lr=0.05, weight_decay=0.0))
+    assert abs(whole - eight) < 0.02 and whole < 0.5
+    (state,) = optimizer.state.values()
+    assert state["m"].dtype == state["v"].dtype == torch.uint8
+    assert sum(x.numel() * x.itemsize for x in state.values()) < 2.1 * 40 * 120
+
+
+def test_bfloat16_weights_are_rounded_by_chance_and_the_same_each_time():
+    """Steps of 1e-4 toward numbers near 1, where neighbours are 2⁻⁷ apart: rounding to the nearest never moves."""
+
+    def walk(seed):
+        p = nn.Parameter(torch.ones(4000, dtype=torch.bfloat16))
+        optimizer = AdamW([p], lr=1e-4, weight_decay=0.0, seed=seed)
+        for _ in range(50):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert optimizer.state[p]["m"].dtype == torch.float32
+        return p.detach().float()
+
+    first = walk(0)
+    assert float(1 - first.mean()) == pytest.approx(50e-4, rel=0.15)  # 6 deviations
+    assert torch.equal(first, walk(0)) and not torch.equal(first, walk(1))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: AdamW8bit(p, lr=0.1), lambda p: AdamW(p, lr=0.1), lambda p: Muon(p, lr=0.1)]
+)
+def test_states_come_back_as_they_were(make):
+    """PyTorch itself casts a state to its weight's dtype: codes and float32 means of bfloat16 weights would be lost."""
+    _, before = bowl(make, dtype=torch.bfloat16, steps=3)
+    after = make([nn.Parameter(torch.zeros(40, 120, dtype=torch.bfloat16))])
+    after.load_state_dict(before.state_dict())
+    for old, new in zip(before.state.values(), after.state.values(), strict=True):
+        assert old.keys() == new.keys()
+        for name in old:
+            assert old[name].dtype == new[name].dtype and torch.equal(old[name], new[name])
+
+
+def test_eight_bits_are_for_hidden_matrices():
+    eight, rest = make_optimizers(Small(), name="adamw-8bit", lr=0.1)
+    assert isinstance(eight, AdamW8bit) and isinstance(rest, AdamW)
+    assert [tuple(p.shape) for group in eight.param_groups for p in group["params"]] == [(6, 4)]
