@@ -58,7 +58,7 @@ MARK = "work.json"  # in a folder being built: whose work it is
 # Written by people or by other stages into a finished folder: not part of what the stage made, and carried over when
 # the folder is made anew.
 CARRIED = ("questions.jsonl", "questions.manifest.json")
-NOT_OUTPUT = {MANIFEST, MARK, "run.json", *CARRIED}
+NOT_OUTPUT = {MANIFEST, MARK, "run.json", "clock.jsonl", *CARRIED}
 
 
 # ---------------------------------------------------------------- files

@@ -45,6 +45,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Looking and measuring": {
         "show": ("show", "what any file or folder of the process is, for human eyes"),
+        "replay": ("replay", "a step of a training run once more: its batch, pages, costs and gradients"),
+        "verify": ("verify", "random stretches of a training run again: bit-equal, or where it differs"),
         "bench": ("bench", "speed side by side with the tools that everyone names"),
     },
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from luthier.core.errors import InputError
 from luthier.core.show.show import show
 from luthier.scripts.cli import parse, run
 
@@ -29,8 +30,10 @@ class Command:
     Takes under 1 s; 3 to 5 s where a model is opened; a report 1 s for 50 MB and 3 s for a thousand documents.
     """
 
-    path: tyro.conf.Positional[Path]
-    """What to show."""
+    path: tyro.conf.Positional[tuple[Path, ...]]
+    """What to show. Several training runs: their curves in one picture, and the settings that differ."""
+    step: int = 0
+    """A step of a training run: the document and page of everything in its batch."""
     text: str | None = None
     """A text to try a tokenizer or model on, or a question for an index."""
     word: str | None = None
@@ -45,8 +48,12 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "show", argv)
+    if not command.path:
+        raise InputError("nothing to show: give a file or folder")
     show(
-        command.path,
+        command.path[0],
+        others=command.path[1:],
+        step=command.step,
         text=command.text,
         word=command.word,
         report=command.report,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.core.artifacts import Artifact, hash_file, read_json, write_jsonl
+from luthier.core.artifacts import Artifact, hash_file, read_json, write_json, write_jsonl
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import Split
@@ -105,6 +105,9 @@ def encode(
         return _summary(out)
     with work:
         from luthier.tokenizers.formats import load_tokenizer
+
+        given = {"inputs": [str(path.resolve()) for path in inputs], "tokenizer": str(Path(tokenizer).resolve())}
+        write_json(work.folder / "run.json", {"stage": "encode", "given": given})
 
         announce_compiling()
         _write(work.folder, read_texts(inputs, general=config.general), load_tokenizer(tokenizer), hashes, config)

@@ -48,14 +48,26 @@ def show(
     report: Path | None = None,
     near: Sequence[str] = (),
     analogy: Sequence[str] = (),
+    step: int = 0,
+    others: Sequence[Path] = (),
 ) -> None:
     """Print the human view of `path` to stdout.
 
     `text` is tried on a tokenizer, a model or an index; `word` and `report` (a corpus) on a tokenizer, also that of a
-    model; `near` and `analogy` (three words: what is nearest to a - b + c?) on vectors. Raises InputError if `path`
-    does not exist or is nothing that luthier knows; `kernel:attention` and the like are kernels.
+    model; `near` and `analogy` (three words: what is nearest to a - b + c?) on vectors; `step` of a training
+    run shows the file and page of all that is in its batch, `others` are runs whose curves are drawn beside this one's.
+    Raises InputError if `path` does not exist or is nothing that luthier knows; `kernel:attention` and the like are
+    kernels.
     """
     path, wish = Path(path), Wish(text, word, report, near, analogy)
+    if step:
+        from luthier.core.show.step import show_step
+
+        return show_step(path, step)
+    if others:
+        from luthier.core.show.curve import show_curves
+
+        return show_curves([path, *others])
     if (word is not None or report is not None) and (path.is_file() or _holds_tokenizer(path)):
         _tokenizer(path, wish)
     elif path.is_dir():

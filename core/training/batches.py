@@ -28,6 +28,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,8 @@ class Windows:
     """Windows of `context` tokens over some of the documents of a token file, in endless epochs.
 
     `tokens` is one long array, document d is tokens[offsets[d]:offsets[d + 1]] and called names[d]; `chosen` are the
-    documents to use. `number` keeps apart the random orders of several Windows of one run.
+    documents to use. `number` keeps apart the random orders of several Windows of one run. `folder` and `lines`, the
+    shards' folder and each document's line in the corpus, serve only to trace a window back (tracing.py).
     """
 
     def __init__(
@@ -118,7 +120,10 @@ class Windows:
         context: int,
         seed: int,
         number: int = 0,
+        folder: Any = None,
+        lines: np.ndarray | None = None,
     ) -> None:
+        self.folder, self.lines = folder, lines
         lengths = offsets[1:] - offsets[:-1]
         self.tokens, self.starts, self.names, self.context, self.number = tokens, offsets[:-1], names, context, number
         self.chosen = chosen[lengths[chosen] > 0]
@@ -138,15 +143,27 @@ class Windows:
 
     def __getitem__(self, position: int) -> Example:
         """The window at `position`, counted from the start of the run through all epochs."""
+        document, number, belongs = self._places(position)
+        tokens = self.tokens[self.starts[document] + number].astype(np.int64)
+        belongs = belongs[1:]
+        return Example(tokens[:-1], tokens[1:], belongs - belongs[0], tuple(self.names[d] for d in np.unique(document)))
+
+    def _places(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each token of a window, and the one before: its document, its number in it, the document's in the ring."""
         documents, ends, windows = self._order(position // self.count)
         start = int(windows[position % self.count]) * self.context
         place = np.arange(start - 1, start + self.context)
         ring = place % self.total
         slot = np.searchsorted(ends, ring, side="right")
         document = documents[slot]
-        tokens = self.tokens[self.starts[document] + ring - (ends[slot] - self.lengths[document])].astype(np.int64)
-        belongs = (slot + len(documents) * (place // self.total))[1:]
-        return Example(tokens[:-1], tokens[1:], belongs - belongs[0], tuple(self.names[d] for d in np.unique(document)))
+        number = ring - (ends[slot] - self.lengths[document])
+        return document, number, slot + len(documents) * (place // self.total)
+
+    def stretches(self, position: int) -> list[tuple[int, int, int]]:
+        """(document, first, last + 1): the stretches of documents whose tokens are the labels of a window."""
+        document, number, belongs = (part[1:] for part in self._places(position))
+        cuts = [0, *(np.flatnonzero(np.diff(belongs)) + 1).tolist(), len(belongs)]
+        return [(int(document[a]), int(number[a]), int(number[b - 1]) + 1) for a, b in pairwise(cuts)]
 
 
 def mixed(first: Windows, second: Windows | None, share: float, position: int) -> Example:
@@ -167,14 +184,19 @@ class Mixture:
 
     def __getitem__(self, position: int) -> Example:
         """The window at `position`, counted from the start of the run."""
+        windows, place = self.locate(position)
+        return windows[place]
+
+    def locate(self, position: int) -> tuple[Windows, int]:
+        """Of which kind the window at `position` is, and which of them."""
         left = 1.0
         for windows, share in reversed(self.parts[1:]):
             of = share / left
             before, after = int(position * of), int((position + 1) * of)
             if after > before:
-                return windows[before]
+                return windows, before
             position, left = position - before, left - share
-        return self.parts[0][0][position]
+        return self.parts[0][0], position
 
 
 # ---------------------------------------------------------------- rows

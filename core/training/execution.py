@@ -19,7 +19,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -54,11 +53,9 @@ def prepare_model(model: nn.Module, config: LoopConfig, made: dict[str, Any]) ->
     """Weights in their precision, layers that recompute or are compiled, by the choices `made`."""
     if config.precision == "bf16-pure":
         model.to(torch.bfloat16)
+    if config.recompute:
+        cast(Any, model).recompute = True
     for layer in cast(Iterable[nn.Module], getattr(model, "layers", ())):
-        if config.recompute:
-            from torch.utils.checkpoint import checkpoint
-
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if made["compile"] == "on":
             layer.compile()
 

@@ -59,7 +59,7 @@ from luthier.core.training.parallel import Workers
 
 __all__ = ["Fitted", "fit", "is_spike", "next_token_loss", "trained_tokens"]
 
-METRICS = "metrics.jsonl"
+METRICS, CLOCK = "metrics.jsonl", "clock.jsonl"
 STEPS_TO_GUESS = 5  # the first steps are slower; after these the time left is told
 REMEMBERED, NEEDED = 64, 16  # losses that a spike is measured against, at most and at least
 MOST_ROLLBACKS = 10
@@ -136,18 +136,18 @@ def fit(
     sample: Callable[[], str] | None = None,
     flops: float = 0.0,
     workers: Workers | None = None,
-    until: int = 0,
+    until: int | None = None,
 ) -> Fitted:
     """Train `model` in place for `steps` steps, going on from a checkpoint in `folder` if there is one.
 
     `batch_at(step)` gives the whole batch of a step, `factor(step)` what the learning rates are multiplied by;
     `save_every` is in seconds (0: after every step), `micro_batch` the most rows at once (0: all), `sample()` a text
     that the model writes at each evaluation, `flops` the work of a token in FLOP, `until` an earlier end that leaves
-    the checkpoints (0: none). `loss_of(model, piece)` is a sum, or a sum and further sums by name; `count_of(batch)` is
+    the checkpoints. `loss_of(model, piece)` is a sum, or a sum and further sums by name; `count_of(batch)` is
     what they are divided by, and the further quotients are logged beside the loss. TrainingError: the loss is not a
     number, or spikes and is to stop; the disk is full; a checkpoint from which going on would not be exact.
     """
-    config, workers, end = config or LoopConfig(), workers or Workers(), until or steps
+    config, workers, end = config or LoopConfig(), workers or Workers(), steps if until is None else until
     made = _choices(folder, model, config, steps, micro_batch)
     prepare_model(model, config, made)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -246,6 +246,7 @@ def fit(
             curves.write(log.write({**row, **means, "tokens": at.trained, **({"overflow": True} if overflow else {})}))
             seconds, turns = time.monotonic() - began, turns + 1
             left = (end - at.step) * seconds / turns
+            log.clock(at.step, seconds)
             advance(1, note=_note(loss, read / seconds, read * flops / seconds, peak, memory_used(device), left))
             if turns == STEPS_TO_GUESS:
                 say(f"about {duration(left)} to go at {read / seconds:,.0f} tokens/s")
@@ -253,7 +254,7 @@ def fit(
         checkpoints.wait()
 
     model.eval()
-    if not until:
+    if until is None:
         _finish(checkpoints, model, optimizers, config, at)
     workers.wait()
     return _fitted(folder, steps, at.trained, read, time.monotonic() - began, start)
@@ -387,6 +388,7 @@ class _Metrics:
     def __init__(self, folder: Path, length: int, main: bool) -> None:
         self.path = folder / METRICS
         self.file: Any = self.path.open("ab") if main else None
+        self.told = 0.0
         self.cut(length)
 
     @property
@@ -397,6 +399,13 @@ class _Metrics:
         if self.file:
             self.file.truncate(length)
             self.file.seek(0, os.SEEK_END)
+
+    def clock(self, step: int, seconds: float) -> None:
+        """Say in clock.jsonl, once a second, how long the run has taken; no two runs share that, so it is apart."""
+        if self.file and seconds - self.told >= 1:
+            self.told = seconds
+            with self.path.with_name(CLOCK).open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": round(seconds, 2)}) + "\n")
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.file:

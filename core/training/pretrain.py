@@ -76,8 +76,9 @@ class PretrainConfig(LoopConfig):
     """Length of the run in passes over the corpus' own text."""
     general_share: float = 0.5
     """Share of the windows that is general text, where the shards hold any (0 to below 1)."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices of the layers and AdamW for the rest, or AdamW for all."""
+    optimizer: Literal["muon", "adamw", "adamw-8bit"] = "muon"
+    """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; or AdamW with means of one byte (2
+    bytes a weight instead of 8) for the matrices."""
     learning_rate: float = 0.0
     """Highest learning rate, the same for Muon and AdamW; 0: from the model's width, 1e-2 · 192 / hidden_size."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
@@ -400,9 +401,13 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> None:
-    """run.json: what `luthier replay` and `luthier verify` start from, the settings and where the inputs lie."""
+    """run.json: what `luthier replay` and `luthier verify` start from: settings, threads, where the inputs lie."""
+    import torch
+
+    use_machine(config.threads)
+    threads = read_json(folder / RUN)["threads"] if (folder / RUN).is_file() else torch.get_num_threads()
     paths = {name: _absolute(value) for name, value in given.items()}
-    write_json(folder / RUN, {"stage": stage, "config": asdict(config), "given": paths})
+    write_json(folder / RUN, {"stage": stage, "config": asdict(config), "threads": threads, "given": paths})
 
 
 def _absolute(value: Any) -> Any:
@@ -461,6 +466,8 @@ def sources(shards: Shards, *, context: int, seed: int, number: int = 0) -> tupl
             context=context,
             seed=seed,
             number=number + kind,
+            folder=shards.folder,
+            lines=shards.documents,
         )
 
     own, general = np.flatnonzero(shards.documents >= 0), np.flatnonzero(shards.documents < 0)

@@ -1,0 +1,122 @@
+"""Verify: is this model what its run says it is? Stretches of the run, drawn at random, are trained once more.
+
+A stretch lies between two checkpoints that were kept (`--keep every`), or begins at the first step, or ends with the
+finished model. It is right if every line of metrics.jsonl comes out the same, byte for byte, and so do the weights at
+its end. A reviewer thus checks a run in the time of a few stretches; what is wrong is found at the first step that
+differs.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from luthier.core.artifacts import read_jsonl
+from luthier.core.console import say
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.training.replay import Run, beginning_at, checkpoints_of, open_run, run_until
+
+__all__ = ["Stretch", "Verified", "verify"]
+
+
+@dataclass
+class Stretch:
+    """A part of a run that was made again, from `start` to `end` steps."""
+
+    start: int
+    end: int
+    differs_at: int | None = None
+    """The first step whose line in metrics.jsonl came out otherwise."""
+    weights: str = ""
+    """The first weight that differs at the end; empty if none does."""
+    compared: bool = True
+    """Whether there were weights to compare at the end."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether the stretch came out the same."""
+        return self.differs_at is None and not self.weights
+
+
+@dataclass
+class Verified:
+    """What `verify` found."""
+
+    folder: Path
+    stretches: list[Stretch] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether all stretches came out the same."""
+        return all(stretch.equal for stretch in self.stretches)
+
+    def __str__(self) -> str:
+        lines = []
+        for s in self.stretches:
+            weights = "losses and weights" if s.compared else "losses (no weights are kept at its end)"
+            found = f"{weights} bit-equal"
+            if s.differs_at is not None:
+                found = f"DIFFERS, first at step {s.differs_at}"
+            elif s.weights:
+                found = f"DIFFERS: every loss is the same, but {s.weights} is another at the end"
+            lines.append(f"steps {s.start + 1} to {s.end}: {found}")
+        return "\n".join(lines)
+
+
+def verify(folder: Path, *, segments: int = 3, seed: int = 0) -> Verified:
+    """Train `segments` random stretches of a run again and compare. InputError if the run cannot be rebuilt."""
+    if segments < 1:
+        raise ConfigError(f"segments = {segments}: expected 1 or more")
+    run = open_run(folder)
+    last = max((row["step"] for row in run.rows if "loss" in row), default=0)
+    if not last:
+        raise InputError(f"{folder}: no step in metrics.jsonl yet")
+    ends = sorted({0, *checkpoints_of(run.folder), last})
+    stretches = [Stretch(a, b) for a, b in pairwise(ends)]
+    chosen = sorted(random.Random(seed).sample(range(len(stretches)), min(segments, len(stretches))))
+    if len(stretches) == 1:
+        say("no checkpoints were kept: the whole run is made again (train with --keep every to check parts of it)")
+    result = Verified(Path(folder))
+    for number in chosen:
+        _again(run if number == chosen[0] else open_run(folder), stretches[number])
+        result.stretches.append(stretches[number])
+    return result
+
+
+def _again(run: Run, stretch: Stretch) -> None:
+    """Make a stretch again and note what differs."""
+    with beginning_at(run, stretch.start) as place:
+        run_until(run, place, stretch.end)
+        made = {row["step"]: row for row in read_jsonl(place / "metrics.jsonl") if "loss" in row}
+    for row in run.rows:
+        if "loss" in row and stretch.start < row["step"] <= stretch.end and made.get(row["step"]) != row:
+            stretch.differs_at = row["step"]
+            return
+    stretch.weights, stretch.compared = _weights_differ(run, stretch.end)
+
+
+def _weights_differ(run: Run, step: int) -> tuple[str, bool]:
+    """The first weight that is not the one kept at a step, and whether any was kept there."""
+    import torch
+    from safetensors.torch import load_file
+
+    from luthier.core.training.checkpoint import trained_weights
+
+    model, place = run.arguments["model"], checkpoints_of(run.folder).get(step)
+    if place is not None:
+        kept = load_file(place / "model.safetensors")
+    elif (run.folder / "manifest.json").is_file() and (run.folder / "config.json").is_file():
+        from luthier.models.checkpoints import load_model
+
+        kept = dict(load_model(run.folder).named_parameters())
+    else:
+        return "", False
+    made = trained_weights(model)
+    if not made.keys() <= kept.keys():  # adapters that were merged, or are kept in a format of their own
+        return "", False
+    for name, p in made.items():
+        if not torch.equal(p.detach().cpu(), kept[name].detach()):
+            return name, True
+    return "", True

@@ -1,0 +1,185 @@
+"""Replay and verify: a run made again is the run, and one that was tampered with is found at its step."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.core.data.encode import encode
+from luthier.core.errors import InputError
+from luthier.core.show.show import show
+from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.core.training.replay import open_run, replay
+from luthier.core.training.tracing import trace
+from luthier.core.training.verify import verify
+from luthier.models.checkpoints import load_model
+from luthier.scripts import cli
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import save_tokenizer
+
+SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIG = PretrainConfig(
+    **SIZE, num_key_value_heads=1, context=32, batch_size=4, steps=24, evaluate_every=6, threads=1, keep="every"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replay")
+    texts = [f"Part {i} of the piano is made of {w}. " * 8 for i, w in enumerate(["spruce", "maple", "iron", "felt"])]
+    tokenizer = train_bpe(texts, 300)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    for number, text in enumerate(texts):
+        (folder / f"part{number}.txt").write_text(text)
+    encode([folder / f"part{i}.txt" for i in range(4)], folder / "tokenizer", folder / "shards")
+    pretrain(folder / "shards", folder / "model", CONFIG, tokenizer=folder / "tokenizer")
+    return folder
+
+
+def copied(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_step_is_the_same_to_the_bit_and_its_parts_add_up(place):
+    for step in (1, 6, 7, 24):
+        found = replay(place / "model", step)
+        assert found.exact and found.started_at == max(0, (step - 1) // 6 * 6)
+        assert sum(t.loss for t in found.tokens) / len(found.tokens) == pytest.approx(found.loss, rel=1e-5)
+        assert sum(g**2 for g in found.gradients.values()) ** 0.5 == pytest.approx(found.grad_norm, rel=1e-5)
+        assert list(found.gradients) == ["embed_tokens", "layers.0", "layers.1", "norm"]
+        assert found.dearest[0].loss == max(t.loss for t in found.tokens)
+
+
+def test_a_batch_is_traced_to_its_documents(place):
+    """Every stretch that the trace names, read from the file it names, is what the batch holds."""
+    run = open_run(place / "model")
+    for number in (0, 5, 23):
+        batch = run.arguments["batch_at"](number)
+        for row in range(4):
+            stretches = [t for t in trace(run, number) if t.row == row]
+            assert sum(t.tokens for t in stretches) == 32
+            labels = batch.labels_BT[row].tolist()
+            for t in stretches:
+                text = (place / t.name.rsplit("/", 1)[-1]).read_text()
+                ids = [*run.tokenizer.encode(text).tolist(), run.tokenizer.eos_id][t.first : t.first + t.tokens]
+                assert labels[: t.tokens] == ids
+                labels = labels[t.tokens :]
+
+
+def test_pages(tmp_path, place):
+    """A document of a corpus whose second half stands on page 2."""
+    from luthier.core.data.collect import collect
+
+    source = tmp_path / "docs"
+    source.mkdir()
+    (source / "handbook.md").write_text(
+        "\n\n".join(f"Paragraph {i}: the felt of hammer {i} is soft." for i in range(40))
+    )
+    collect([source], tmp_path / "corpus")
+    rows = [json.loads(line) for line in (tmp_path / "corpus" / "documents.jsonl").read_text().splitlines()]
+    half = len(rows[0]["text"]) // 2
+    rows[0]["spans"] = [{"start": 0, "end": half, "page": 1, "block": 0},
+                        {"start": half, "end": 2 * half, "page": 2, "block": 1}]  # fmt: skip
+    encode([tmp_path / "corpus"], place / "tokenizer", tmp_path / "shards")
+    (tmp_path / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pretrain(tmp_path / "shards", tmp_path / "model", replace(CONFIG, steps=3), tokenizer=place / "tokenizer")
+    run = open_run(tmp_path / "model")
+    pages = set()
+    for t in (t for number in range(3) for t in trace(run, number)):
+        assert t.pages is not None
+        before = len(run.tokenizer.decode(run.tokenizer.encode(rows[0]["text"])[: t.first]))
+        assert t.pages[0] == (1 if before < half else 2) and t.pages[0] <= t.pages[1]
+        pages.add(t.pages)
+    assert (1, 1) in pages and (2, 2) in pages
+
+
+def test_an_honest_run_is_confirmed(place, capsys):
+    found = verify(place / "model", segments=4)
+    assert found.equal and [(s.start, s.end) for s in found.stretches] == [(0, 6), (6, 12), (12, 18), (18, 24)]
+    assert all(s.compared for s in found.stretches)
+    assert cli.main(["verify", str(place / "model"), "--segments", "1", "--seed", "3"]) == 0
+    assert "losses and weights bit-equal" in capsys.readouterr().out
+
+
+def test_a_changed_record_is_found_at_its_step(place, tmp_path):
+    model = copied(place, tmp_path)
+    lines = (model / "metrics.jsonl").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"step": 10, "loss"' in line)
+    row = json.loads(lines[at])
+    lines[at] = json.dumps({**row, "loss": row["loss"] + 1e-7})
+    (model / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = verify(model, segments=4)
+    assert [s.differs_at for s in found.stretches] == [None, 10, None, None]
+    assert "steps 7 to 12: DIFFERS, first at step 10" in str(found)
+    assert not replay(model, 10).exact
+
+
+def test_a_changed_weight_is_found(place, tmp_path):
+    model = copied(place, tmp_path)
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    name = next(n for n in weights if n.endswith("layers.1.mlp.up_proj.weight"))
+    weights[name][0, 0] += 1e-6
+    save_file(weights, file, metadata={"format": "pt"})
+    found = verify(model, segments=4)
+    assert [s.weights for s in found.stretches] == ["", "", "", "layers.1.mlp.up_proj.weight"]
+
+
+def test_what_cannot_be_rebuilt_is_said(place, tmp_path):
+    with pytest.raises(InputError, match="no step 25: its steps are 1 to 24"):
+        replay(place / "model", 25)
+    with pytest.raises(InputError, match=r"no run.json: it is no run"):
+        verify(place / "shards" / "..")
+    model = copied(place, tmp_path)
+    about = json.loads((model / "run.json").read_text())
+    about["given"]["shards"] = [str(tmp_path / "gone")]
+    (model / "run.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"gone \(shards\) is gone"):
+        replay(model, 1)
+    about["given"]["shards"] = [str(place / "model")]
+    (model / "run.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"\(shards\) has changed"):
+        replay(model, 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}])
+def test_tuning_is_rebuilt_too(place, tmp_path, settings):
+    rows = [{"question": f"What is part {i} made of?", "answer": f"It is made of {i}."} for i in range(8)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = FinetuneConfig(epochs=6, batch_size=4, context=64, threads=1, keep="every", **settings)
+    finetune(place / "model", [tmp_path / "q.jsonl"], tmp_path / "tuned", config)
+    assert replay(tmp_path / "tuned", 11).exact and verify(tmp_path / "tuned", segments=5).equal
+
+
+def test_show_a_step_and_two_curves(place, tmp_path, capsys):
+    show(place / "model", step=7)
+    told = capsys.readouterr().out
+    assert "step 7 of" in told and "batch 6, loss" in told and "part" in told and "tokens 0 to" in told
+    other = replace(CONFIG, batch_size=2, keep="last")
+    pretrain(place / "shards", tmp_path / "other", other, tokenizer=place / "tokenizer")
+    show(place / "model", others=[tmp_path / "other"])
+    told = capsys.readouterr().out
+    assert "batch_size: a 4, b 2" in told and "learning_rate" not in told
+    assert "loss over steps" in told and "loss over tokens" in told
+    assert cli.main(["replay", str(place / "model"), "--step", "7"]) == 0
+    told = capsys.readouterr().out
+    assert "the same to the bit" in told and "layers.1" in told
+    assert cli.main(["replay", str(place / "model"), "--step", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] is True
+
+
+def test_kept_checkpoints_are_whole(place):
+    """Those kept are the run's own: from any of them the end is reached."""
+    assert sorted(p.name for p in (place / "model").glob("step-*")) == [
+        "step-00000006",
+        "step-00000012",
+        "step-00000018",
+    ]
+    weights = load_file(place / "model" / "step-00000018" / "model.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+    assert load_model(place / "model").config.hidden_size == 32
