@@ -17,8 +17,9 @@ from luthier.scripts.cli import parse, run
 class Command:
     """Turn texts into shards of token ids, which training reads without loading them.
 
-    Goes in: a corpus, text files (.txt, .md), JSON lines with a field "text", .gz of these, or folders of them; and the
-    tokenizer to encode with (a folder with a tokenizer.json, or that file).
+    Goes in: a corpus, text files (.txt, .md), JSON lines with a field "text" (--column: another), .gz and .zst of
+    these, Parquet tables, or folders of them; and the tokenizer to encode with (a folder with a tokenizer.json, or that
+    file).
 
     Comes out: a folder with train-00000.bin (the ids), .idx (where each document begins), .doc (which line of
     documents.jsonl it is), the same for validation, sources.jsonl (their names) and shards.json (the counts).

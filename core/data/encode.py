@@ -54,6 +54,8 @@ class EncodeConfig:
     validation_fraction: float = 0.05
     """Share of the texts that do not come from a corpus to hold out (0 to 1, by hash of the text); a corpus brings its
     own split."""
+    column: str = "text"
+    """Field of JSON lines, or column of a Parquet table, that holds the text."""
     max_shard_tokens: int = MAX_TOKENS
     """Most tokens in one file; 500 million are 1 GB at 2 bytes each. A longer document gets a file of its own."""
     num_threads: int = 0
@@ -110,7 +112,13 @@ def encode(
         write_json(work.folder / "run.json", {"stage": "encode", "given": given})
 
         announce_compiling()
-        _write(work.folder, read_texts(inputs, general=config.general), load_tokenizer(tokenizer), hashes, config)
+        _write(
+            work.folder,
+            read_texts(inputs, general=config.general, column=config.column),
+            load_tokenizer(tokenizer),
+            hashes,
+            config,
+        )
         _copy_tokenizer(Path(tokenizer), work.folder)
     return _summary(out)
 

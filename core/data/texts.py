@@ -2,8 +2,9 @@
 
     corpus folder          its stable documents (volatile ones are looked up, never trained), with split and line
     .txt .md               one text a file
-    .jsonl                 one text a line, under the key "text"
-    .gz of those           the same, unpacked while reading
+    .jsonl                 one text a line, under the key "text" or another (`column`)
+    .gz .zst of those      the same, unpacked while reading
+    .parquet               one text a row, in the column "text" or another; read a group of rows at a time
     any other folder       the files above in it and below, in the order of their names
     general="python"       the documentation inside Python's standard library (core/data/general.py)
 
@@ -14,6 +15,7 @@ must be UTF-8: a file in another encoding stops the reading at its first wrong b
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import platform
 import zlib
@@ -21,19 +23,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal
+
+import zstandard
 
 from luthier.core.artifacts import MANIFEST, hash_file, read_json, read_manifest
 from luthier.core.console import say
 from luthier.core.data.corpus import Split, read_corpus, trained_part
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, did_you_mean
 
 __all__ = ["General", "Text", "find_texts", "hash_texts", "read_texts"]
 
 General = Literal["none", "python"]
 
 PLAIN = (".txt", ".md")
-SUFFIXES = (*PLAIN, ".jsonl")
+SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
+PACKED = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -54,29 +59,35 @@ class Text:
     """0, 1, 2 … where a long file is read in parts."""
 
 
-def read_texts(inputs: Sequence[Path], *, general: General = "none", part_size: int = 0) -> Iterator[Text]:
+def read_texts(
+    inputs: Sequence[Path], *, general: General = "none", part_size: int = 0, column: str = "text"
+) -> Iterator[Text]:
     """Yield the texts of `inputs` in the order given, then the general text. Texts of white space only are left out.
 
     `part_size` > 0 keeps memory small: a text file of more characters comes in parts of about that size, cut where a
-    tokenizer's pattern cuts anyway.
+    tokenizer's pattern cuts anyway. `column` names the field of JSON lines, or the column of a Parquet table, that
+    holds the text.
 
     Raises InputError at once for an input that is missing or of a kind that holds no text; while reading, for bytes
     that are not UTF-8 (naming file and byte), a row without text (naming file and line), and if nothing was found.
     """
     files = [file for path in inputs for file in find_texts(Path(path), tell=True)]
-    return _read(files, inputs, general, part_size)
+    return _read(files, inputs, general, part_size, column)
 
 
-def _read(files: Sequence[Path], inputs: Sequence[Path], general: General, part_size: int) -> Iterator[Text]:
+def _read(
+    files: Sequence[Path], inputs: Sequence[Path], general: General, part_size: int, column: str
+) -> Iterator[Text]:
     empty = True
     for file in files:
         try:
-            for text in _read_one(file, part_size):
+            for text in _read_one(file, part_size, column):
                 if text.text.strip() or text.part or 0 < part_size <= len(text.text):
                     empty = False
                     yield text
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{file}: damaged gzip file: {error}") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+            kind = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower(), file.suffix)
+            raise InputError(f"{file}: damaged {kind} file: {error}") from error
     if general == "python":
         from luthier.core.data.general import python_documentation
 
@@ -114,8 +125,8 @@ def find_texts(path: Path, *, tell: bool = False) -> list[Path]:
     if path.is_file():
         if not _suffix(path):
             raise InputError(
-                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz of these or a folder"
-                "\nRead documents first: luthier collect"
+                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz or .zst of these, "
+                "or a folder\nRead documents first: luthier collect"
             )
         return [path]
     if not path.is_dir():
@@ -154,9 +165,10 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _suffix(file: Path) -> str:
-    """`.txt` of `a.txt` and of `a.txt.gz`; empty for anything that is not read here."""
-    inner = Path(file.stem) if file.suffix.lower() == ".gz" else file
-    return inner.suffix.lower() if inner.suffix.lower() in SUFFIXES else ""
+    """`.txt` of `a.txt`, `a.txt.gz` and `a.txt.zst`; empty for anything that is not read here."""
+    packed = file.suffix.lower() in PACKED
+    suffix = (Path(file.stem) if packed else file).suffix.lower()
+    return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else ""
 
 
 def _stage(folder: Path) -> str:
@@ -171,7 +183,7 @@ def _stage(folder: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def _read_one(path: Path, part_size: int) -> Iterator[Text]:
+def _read_one(path: Path, part_size: int, column: str) -> Iterator[Text]:
     if path.is_dir():
         for line, document in enumerate(read_corpus(path)):
             if document.kind == "stable":
@@ -182,8 +194,10 @@ def _read_one(path: Path, part_size: int) -> Iterator[Text]:
     elif _suffix(path) in PLAIN:
         with _open(path) as file:
             yield Text(_decoded(file.read(), path), name=str(path))
+    elif _suffix(path) == ".parquet":
+        yield from _table(path, column)
     else:
-        yield from _rows(path)
+        yield from _rows(path, column)
 
 
 def _parts(path: Path, size: int) -> Iterator[str]:
@@ -215,11 +229,80 @@ def _whole_characters(data: bytes) -> int:
     return len(data)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open(path: Path) -> Any:
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(_Zstd(path))
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _rows(path: Path) -> Iterator[Text]:
+class _Zstd(io.RawIOBase):
+    """A zstd file, unpacked while reading, of one frame or several. Unlike the package's own reader it notices when the
+    end was cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.held, self.frame = path.open("rb"), b"", None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.held:
+            packed = self.file.read(1 << 17)
+            if not packed:
+                if self.frame is not None:
+                    raise EOFError("the file ends in the middle")
+                return 0
+            self.held = self._unpacked(packed)
+        count = min(len(buffer), len(self.held))
+        buffer[:count], self.held = self.held[:count], self.held[count:]
+        return count
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        out = []
+        while packed:
+            if self.frame is None:
+                self.frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            out.append(self.frame.decompress(packed))
+            packed = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame = None
+        return b"".join(out)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _table(path: Path, column: str) -> Iterator[Text]:
+    """The texts of a Parquet file, one group of rows in memory at a time."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise InputError(
+            f'{path}: Parquet is read by pyarrow, which is not installed: pip install "luthier[parquet]"'
+        ) from error
+    try:
+        table = parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow raises its own classes, which only it knows
+        raise InputError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
+    with table:
+        names = table.schema_arrow.names
+        if column not in names:
+            raise InputError(f"{path}: no column '{column}'{did_you_mean(column, names)}; it has {', '.join(names)}")
+        number = 0
+        for batch in table.iter_batches(columns=[column], batch_size=1024):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                if value is not None and not isinstance(value, str):
+                    raise InputError(
+                        f"{path}: row {number}: column '{column}' holds {type(value).__name__}, not text\n"
+                        f"Name another: --column {'|'.join(n for n in names if n != column) or '…'}"
+                    )
+                if value:
+                    yield Text(value.replace("\r\n", "\n"), name=f"{path}:{number}")
+
+
+def _rows(path: Path, column: str) -> Iterator[Text]:
     """The texts of a JSON-lines file, one line in memory at a time."""
     offset = 0
     with _open(path) as file:
@@ -227,26 +310,26 @@ def _rows(path: Path) -> Iterator[Text]:
             text = _decoded(line, path, offset)
             offset += len(line)
             if text.strip():
-                yield Text(_field(text, f"{path}:{number}"), name=f"{path}:{number}")
+                yield Text(_field(text, f"{path}:{number}", column), name=f"{path}:{number}")
 
 
-def _field(line: str, where: str) -> str:
+def _field(line: str, where: str, column: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
         found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
         raise InputError(
-            f'{where}: field \'text\' is missing or no text (found {found})\nExpected {{"text": "…"}} a line.'
+            f'{where}: field \'{column}\' is missing or no text (found {found})\nExpected {{"{column}": "…"}} a line.'
         )
     try:
-        row["text"].encode("utf-8")  # a hundred times faster than looking at each character
+        row[column].encode("utf-8")  # a hundred times faster than looking at each character
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: field 'text' holds half of a surrogate pair, which is no character; remove it"
+            f"{where}: field '{column}' holds half of a surrogate pair, which is no character; remove it"
         ) from error
-    return row["text"]
+    return row[column]
 
 
 def _decoded(data: bytes, path: Path, offset: int = 0) -> str:

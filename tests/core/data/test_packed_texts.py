@@ -1,0 +1,88 @@
+"""Packed and tabular text: .zst, .gz and Parquet give what the plain file gives; what is damaged is named."""
+
+import builtins
+import gzip
+import json
+
+import pytest
+import zstandard
+
+from luthier.core.data.encode import EncodeConfig, encode
+from luthier.core.data.shards import open_shards
+from luthier.core.data.texts import read_texts
+from luthier.core.errors import InputError
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import save_tokenizer
+
+ROWS = [f"Row {i}: the ß of spruce, at {i * i}.\n" for i in range(2000)]
+
+
+def files(folder):
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps({"body": row, "n": i}) + "\n" for i, row in enumerate(ROWS)).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    half = len(lines) // 2  # two frames, one after the other, are one file
+    pack = zstandard.ZstdCompressor().compress
+    (folder / "c.jsonl.zst").write_bytes(pack(lines[:half]) + pack(lines[half:]))
+    return [folder / name for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst")]
+
+
+def parquet(folder, **columns):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(arrow.table(columns), folder / "d.parquet", row_group_size=300)
+    return folder / "d.parquet"
+
+
+def test_all_forms_hold_the_same_texts(tmp_path):
+    for file in [*files(tmp_path), parquet(tmp_path, n=list(range(2000)), body=ROWS)]:
+        assert [t.text for t in read_texts([file], column="body")] == ROWS, file
+    (tmp_path / "e.txt.zst").write_bytes(zstandard.ZstdCompressor().compress("".join(ROWS).encode()))
+    assert [t.text for t in read_texts([tmp_path / "e.txt.zst"])] == ["".join(ROWS)]
+    parts = [t.text for t in read_texts([tmp_path / "e.txt.zst"], part_size=5000)]
+    assert len(parts) > 5 and "".join(parts) == "".join(ROWS)
+
+
+def test_shards_of_a_table(tmp_path):
+    file = parquet(tmp_path, body=[*ROWS[:50], None, ""])
+    tokenizer = train_bpe(ROWS[:50], 300)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    encode([file], tmp_path / "tokenizer", tmp_path / "shards", EncodeConfig(column="body", validation_fraction=0))
+    shards = open_shards(tmp_path / "shards")
+    assert len(shards) == 50 and tokenizer.decode(shards.document(7)[:-1]) == ROWS[7]
+    assert shards.names[7] == f"{file}:8"
+
+
+def test_bad_files_are_named(tmp_path):
+    whole = files(tmp_path)[2].read_bytes()
+    for name, data, words in (
+        ("cut.jsonl.zst", whole[: len(whole) // 3], "cut.jsonl.zst: damaged zstd file: the file ends in the middle"),
+        ("no.jsonl.zst", b"plain text, really", "no.jsonl.zst: damaged zstd file"),
+        ("flip.jsonl.zst", whole[:40] + b"\xff" * 40 + whole[80:], "flip.jsonl.zst: damaged zstd file"),
+        ("no.parquet", b"PAR1 or not", "no.parquet: not a Parquet file"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=words):
+            list(read_texts([tmp_path / name], column="body"))
+    with pytest.raises(InputError, match=r"no column 'bod'; did you mean 'body'\?; it has body, n"):
+        list(read_texts([parquet(tmp_path, body=["x"], n=[1])], column="bod"))
+    with pytest.raises(InputError, match=r"row 1: column 'n' holds int, not text\nName another: --column body"):
+        list(read_texts([tmp_path / "d.parquet"], column="n"))
+    with pytest.raises(InputError, match=r"a.jsonl:1: field 'text' is missing or no text \(found keys body, n\)"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    known = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return known(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r'not installed: pip install "luthier\[parquet\]"'):
+        list(read_texts([tmp_path / "a.parquet"]))
