@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
+from luthier.core.benchmarks import vector_peers, vector_quality
 from luthier.core.benchmarks import vectors as bench
+from luthier.core.benchmarks.vector_texts import read_source
 from luthier.core.errors import ConfigError
 
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "SIZE", 16)
-    monkeypatch.setattr(bench, "EPOCHS", 1)
+    for module in (bench, vector_peers, vector_quality):
+        monkeypatch.setattr(module, "SIZE", 16)
+    monkeypatch.setattr(vector_quality, "SHARED", (1, 4))
     rng = np.random.default_rng(0)
     words = [f"w{a}x" for a in "abcdefghijklmnop" for a in (a + b for b in "abcdefghijklmnop")]
     drawn = np.minimum(rng.geometric(0.01, 20_000) - 1, len(words) - 1)
@@ -20,19 +23,46 @@ def text(tmp_path, monkeypatch):
     return tmp_path
 
 
+OWN = """
+import numpy as np
+
+def vectors(source, seed):
+    return np.random.default_rng(seed).normal(size=(len(source.words), 8)).astype(np.float32)
+"""
+
+
 def test_every_group_but_the_slow_ones_gives_rows(text):
+    (text / "own.py").write_text(OWN)
     rows = bench.run(
-        text=text / "text.txt", only=("glove", "quality", "nearest"), sets=(text / "pairs.tsv",), repeats=2
+        texts=(text / "text.txt",),
+        only=("speed", "glove", "quality", "nearest"),
+        own=f"{text / 'own.py'}:vectors",
+        sets=(text / "pairs.tsv",),
+        repeats=2,
     )
-    assert {row["group"] for row in rows} == {"glove", "quality", "nearest"}
+    assert {row["group"] for row in rows} == {"speed", "glove", "quality", "nearest"}
     assert all(row["ours"] is not None for row in rows)
-    quality = next(row for row in rows if row["group"] == "quality")
-    assert "pairs similarity, 2 seeds, difference" in quality["case"]
+    kinds = [row["case"].split(" (")[0] for row in rows if row["group"] == "quality"]
+    assert kinds == ["pairs similarity"] * 3
+    cases = "".join(row["case"] for row in rows if row["group"] == "quality")
+    assert all(label in cases for label in ("1 share, 2 seeds", "4 share", "vectors (own.py)"))
+    assert "vectors (own.py)" in {row["peer"] for row in rows if row["group"] == "speed"}
     assert all(row["equal"] for row in rows if row["group"] != "quality")
 
 
-def test_wrong_names_are_refused():
+def test_the_first_words_of_a_text_have_their_own_vocabulary(text):
+    whole = read_source([text / "text.txt"])
+    first = whole.first(700)
+    spelled = [whole.words[row] for row in whole.rows[:700]]
+    assert [first.words[row] for row in first.rows] == spelled
+    assert first.counts.tolist() == [spelled.count(word) for word in first.words]
+    assert (np.diff(first.counts) <= 0).all() and first.offsets.tolist() == [0, 700]
+
+
+def test_wrong_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such group"):
         bench.run(only=("sped",))
     with pytest.raises(ConfigError, match="expected NAME=PATH"):
         bench.run(peer=("glove=/nowhere",))
+    with pytest.raises(ConfigError, match="there is no file"):
+        bench.run(own=f"{tmp_path / 'none.py'}:vectors")
