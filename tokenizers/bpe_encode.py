@@ -382,7 +382,8 @@ def _aligned(size: int) -> npt.NDArray[np.uint64]:
 def _larger(old: _Words) -> _Words:
     """A table with twice the room that holds the same."""
     new = _words(len(old.slots) // 2, len(old.letters))
-    new.letters[: len(old.letters)], new.ids[: len(old.ids)], new.used[:] = old.letters, old.ids, old.used
+    _, letters, ids = new.used[:] = old.used
+    new.letters[:letters], new.ids[:ids] = old.letters[:letters], old.ids[:ids]
     _rehash(old.slots, new.slots)
     return new
 
@@ -391,6 +392,9 @@ def _larger(old: _Words) -> _Words:
 def _rehash(old, new):
     """Every piece again: those met early stay in front."""
     for k in range(0, len(old), 4):
+        later = min(k + 4 * AHEAD, len(old) - 4)
+        if old[later + 1]:
+            _prefetch(new, _home(new, old[later], old[later + 1]))
         if old[k + 1]:
             s = _home(new, old[k], old[k + 1])
             while new[s + 1]:
@@ -484,7 +488,7 @@ def _copy_ids(words, s, ids, o):
 @_within
 def _has_room(words, size):
     return (
-        10 * words.used[0] < len(words.slots)  # two of five slots: most pieces are where they belong
+        7 * words.used[0] < len(words.slots)  # four of seven slots: most pieces are near where they belong
         and words.used[1] + size <= len(words.letters)
         and words.used[2] + size <= len(words.ids)
     )
