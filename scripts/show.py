@@ -44,6 +44,8 @@ class Command:
     """Words whose nearest neighbours in the vectors are wanted."""
     analogy: tuple[str, ...] = ()
     """Three words a b c for vectors: what is nearest to a - b + c? `king man woman` asks for the queen."""
+    page: Path | None = None
+    """With --text for a model: also write attention maps, logit lens and losses to this HTML file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report=command.report,
         near=command.near,
         analogy=command.analogy,
+        page=command.page,
     )
     return 0
 

@@ -2,7 +2,8 @@
 
 The table lists every tensor once, those of a layer with the number of layers before them. Given a text, each token
 stands with its loss, −log₂ p in bits, and what the model would rather have said: 0 bits is a token it was sure of, 12
-bits one it held for as likely as a blind guess among 4,096.
+bits one it held for as likely as a blind guess among 4,096. The same, attention maps and what each layer would say
+already become a page (model_look.py, model_page.py) where a file for it is named.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from luthier.core.show.model_look import Look
     from luthier.models.config import ModelConfig
     from luthier.tokenizers.bpe import Tokenizer
 
@@ -25,7 +27,7 @@ ALTERNATIVES = 3
 SURE, UNSURE = 2.0, 8.0  # bits: coloured green up to the first, red from the second on
 
 
-def show_model(folder: Path, text: str | None = None) -> None:
+def show_model(folder: Path, text: str | None = None, page: Path | None = None) -> None:
     """Print a model folder's layers, shapes, parameters, memory and work a token; with `text` its loss at each token.
 
     Raises CheckpointError if it is no model folder, InputError for a text that cannot be tried.
@@ -33,6 +35,8 @@ def show_model(folder: Path, text: str | None = None) -> None:
     from luthier.models.adapter_files import base_of, is_adapter
     from luthier.models.checkpoints import load_config
 
+    if page is not None and text is None:
+        raise InputError("a page is of a text: add --text")
     folder, console = Path(folder), _console()
     config = load_config(base_of(folder) if is_adapter(folder) else folder)
     _head(console, folder, config)
@@ -40,7 +44,7 @@ def show_model(folder: Path, text: str | None = None) -> None:
         _adapter(console, folder)
     if text is not None:
         console.print()
-        _losses(console, folder, text)
+        _losses(console, folder, text, page)
 
 
 def _console() -> Console:
@@ -59,14 +63,14 @@ def _head(console: Console, folder: Path, config: ModelConfig) -> None:
     from luthier.models.config import cache_bytes, flops_per_token, parameter_count, training_bytes
 
     total, inner = parameter_count(config), parameter_count(config, embedding=False)
-    context = config.max_position_embeddings
+    context = config.context
     sharing = f"{config.num_attention_heads} query heads share {config.num_key_value_heads} key and value heads"
     head = "the embedding again" if config.tie_word_embeddings else "a matrix of its own"
-    work = flops_per_token(config)
+    work = flops_per_token(config, context)
     for line in (
         f"{folder}: a decoder of {total:,} parameters ({inner:,} without embedding and head), {config.model_type}",
         f"{config.num_hidden_layers} layers of width {config.hidden_size:,}; {sharing} of {config.head_size}",
-        f"{config.vocab_size:,} tokens; head: {head}; context: {context:,} tokens",
+        f"{config.vocab_size:,} tokens; head: {head}; context: {context:,} tokens{_scaled(config)}",
         f"weights: {_size(4 * total)} in float32, {_size(_stored(folder))} on disk",
         f"training: some {_size(training_bytes(config, 4096))} for steps of 4,096 tokens with AdamW",
         f"generating: {_size(cache_bytes(config, context))} of keys and values for a full context",
@@ -98,6 +102,11 @@ def _tensors(config: ModelConfig) -> Table:
         each = f"{layers} ×" if times > 1 else ""
         table.add_row(each, name.replace("layers.0.", "layers.N."), shape, f"{count:,}", f"{100 * count / total:.1f}%")
     return table
+
+
+def _scaled(config: ModelConfig) -> str:
+    s = config.rope_scaling
+    return "" if s is None else f", positions scaled by {s.rope_type}, factor {s.factor:g}"
 
 
 def _stored(folder: Path) -> int:
@@ -132,12 +141,12 @@ def _operations(count: float) -> str:
 # ---------------------------------------------------------------- what it thinks of a text
 
 
-def _losses(console: Console, folder: Path, text: str) -> None:
+def _losses(console: Console, folder: Path, text: str, page: Path | None) -> None:
     """One row a token: its loss, its rank, and the likeliest tokens in its place."""
-    import torch
     from rich.table import Table
     from rich.text import Text
 
+    from luthier.core.show.model_look import look
     from luthier.models.adapter_files import open_model
     from luthier.tokenizers.formats import load_tokenizer
 
@@ -145,27 +154,39 @@ def _losses(console: Console, folder: Path, text: str) -> None:
     ids = [tokenizer.eos_id, *(int(i) for i in tokenizer.encode_ordinary(text))]  # a document begins after an end
     if len(ids) < 2:
         raise InputError("the text holds no token; give at least one character")
-    if (found := len(ids) - 1) > (most := model.config.max_position_embeddings):
+    if (found := len(ids) - 1) > (most := model.config.context):
         raise InputError(f"the text has {found:,} tokens; the model reads {most:,} at once: shorten it")
-    with torch.inference_mode():
-        bits_TV = model(torch.tensor([ids[:-1]]))[0].float().log_softmax(-1).div(-torch.log(torch.tensor(2.0)))
+    # a model may have more rows than its tokenizer has tokens
+    seen = look(model, ids, named=tokenizer.vocab_size, maps=page is not None)
     table = Table("token", "bits", "rank", "would rather have said", box=None, padding=(0, 1), header_style="bold")
-    for token, bits_V in zip(ids[1:], bits_TV, strict=True):
-        bits = float(bits_V[token])
+    for t, token in enumerate(ids[1:]):
+        bits = float(seen.bits_T[t])
         style = "green" if bits <= SURE else "red" if bits >= UNSURE else ""
-        named_V = bits_V[: tokenizer.vocab_size]  # a model may have more rows than its tokenizer has tokens
-        best = named_V.topk(min(ALTERNATIVES, len(named_V)), largest=False)
-        said = (f"{_piece(tokenizer, int(i))} {2.0 ** -float(b):.0%}" for b, i in zip(*best, strict=True))
-        rank = 1 + int((bits_V < bits_V[token]).sum())
-        table.add_row(Text(_piece(tokenizer, token), style=style), f"{bits:.2f}", f"{rank:,}", Text("   ".join(said)))
+        best = zip(seen.best_TN[t, :ALTERNATIVES].tolist(), seen.chance_TN[t].tolist(), strict=False)
+        said = (f"{_piece(tokenizer, i)} {chance:.0%}" for i, chance in best)
+        table.add_row(
+            Text(_piece(tokenizer, token), style=style), f"{bits:.2f}", f"{seen.rank_T[t]:,}", Text("   ".join(said))
+        )
     console.print(table)
-    total = float(bits_TV.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+    total = float(seen.bits_T.sum())
     size = len(text.encode())
     console.print(
         f"\n{len(ids) - 1:,} tokens, {total / (len(ids) - 1):.2f} bits a token, {total / size:.2f} bits a byte "
         f"(8 without any model)",
         markup=False,
     )
+    if page is not None:
+        _write_page(page, folder, seen, tokenizer)
+        console.print(f"attention, logit lens and losses: {page}", markup=False)
+
+
+def _write_page(page: Path, folder: Path, seen: Look, tokenizer: Tokenizer) -> None:
+    from luthier.core.artifacts import atomic_open
+    from luthier.core.show.model_page import model_page
+
+    made = model_page(str(folder), seen, lambda i: _piece(tokenizer, i)[1:-1])
+    with atomic_open(page) as file:
+        file.write(made)
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> str:

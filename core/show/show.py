@@ -31,13 +31,14 @@ VIEWED = (
 @dataclass(frozen=True)
 class Wish:
     """What else a view is to show: a text to try the artefact on, a word whose merges are wanted, a corpus to report
-    on, words whose neighbours and analogies are wanted."""
+    on, words whose neighbours and analogies are wanted, a file for a page."""
 
     text: str | None = None
     word: str | None = None
     report: Path | None = None
     near: Sequence[str] = ()
     analogy: Sequence[str] = ()
+    page: Path | None = None
 
 
 def show(
@@ -50,6 +51,7 @@ def show(
     analogy: Sequence[str] = (),
     step: int = 0,
     others: Sequence[Path] = (),
+    page: Path | None = None,
 ) -> None:
     """Print the human view of `path` to stdout.
 
@@ -59,7 +61,7 @@ def show(
     Raises InputError if `path` does not exist or is nothing that luthier knows; `kernel:attention` and the like are
     kernels.
     """
-    path, wish = Path(path), Wish(text, word, report, near, analogy)
+    path, wish = Path(path), Wish(text, word, report, near, analogy, page)
     if step:
         from luthier.core.show.step import show_step
 
@@ -148,7 +150,7 @@ def _vectors(path: Path, wish: Wish) -> None:
 def _model(path: Path, wish: Wish) -> None:
     from luthier.core.show.model import show_model
 
-    show_model(path, wish.text)
+    show_model(path, wish.text, wish.page)
     if (path / "metrics.jsonl").is_file():
         from luthier.core.show.curve import show_losses
 
