@@ -44,7 +44,8 @@ class Command:
     """Folder of a model to go on from, with its shape; without it, a new model is made."""
     embedding: Path | None = None
     """Folder of vectors of the same tokens, to start the embedding (and a tied head) from; without it, it starts at
-    random."""
+    random. With a base model whose vocabulary grows: for its new rows; without it, each starts as the mean of the
+    pieces it replaces."""
     out: Path = Path("model")
     """Folder for the model."""
     overwrite: bool = False

@@ -12,6 +12,7 @@ Tokens without a vector (special tokens, tokens that never occurred) keep their 
 **New rows of a trained embedding** (an extended tokenizer's) can start from vectors too, if both old and new tokens
 have one: the linear map that best sends the old tokens' vectors to their rows, least squares with a small ridge (as
 Mikolov et al. 2013, arXiv:1309.4168, map one language's vectors to another's), sends the new tokens' vectors to theirs.
+Without vectors they start at the mean of the pieces that they replace (models/resize.py).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from luthier.models.transformer import Transformer
     from luthier.models.vectors import Vectors
 
-__all__ = ["principal_components", "start_embedding", "start_new_rows"]
+__all__ = ["principal_components", "start_embedding", "start_grown", "start_new_rows"]
 
 RIDGE = 1e-2  # of the mean square of the vectors' columns
 
@@ -72,3 +74,12 @@ def start_new_rows(weight_VC: torch.Tensor, vectors: Vectors, new: Sequence[int]
     mapped *= y.std() / max(float(np.sqrt((mapped**2).mean())), 1e-12)
     weight_VC[torch.from_numpy(ids[asked])] = torch.from_numpy(mapped + rows.mean(axis=0)).to(weight_VC)
     return len(asked)
+
+
+def start_grown(model: Transformer, vectors: Vectors, known: int) -> int:
+    """Start the rows of a model's ids from `known` on from vectors, in its embedding and, if not tied to it, its head;
+    returns how many have a vector."""
+    new = range(known, len(model.embed_tokens.weight))
+    if not model.config.tie_word_embeddings:
+        start_new_rows(model.lm_head.weight, vectors, new)
+    return start_new_rows(model.embed_tokens.weight, vectors, new)

@@ -168,9 +168,9 @@ def pretrain(
     """Train a new model on folders of shards, one or several; `out` becomes a Hugging Face model folder.
 
     `base`, a model's folder, is gone on from; its shape then replaces the preset's. `vectors` start a new model's
-    embedding; `tokenizer`, the one that made the shards, is saved beside the weights (left out: the base's). `plan`
-    only says what would be done and whether it fits. Raises ArtifactError or InputError if the inputs do not fit
-    together, TrainingError if there is nothing to train on.
+    embedding, or those rows of a base's that a grown vocabulary adds; `tokenizer`, the one that made the shards, is
+    saved beside the weights (left out: the base's). `plan` only says what would be done and whether it fits. Raises
+    ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
     """
     from luthier.core.training.parallel import start_workers
 
@@ -232,8 +232,6 @@ class Given:
                 raise InputError(f"{one.folder} was encoded with another tokenizer than {opened[0].folder}")
             if self.tokenizer is not None:
                 _same_tokenizer(one, self.tokenizer)
-        if self.base is not None and self.vectors is not None:
-            raise InputError(f"{self.base} has an embedding already: give a base model or vectors, not both")
 
     def inputs(self) -> dict[str, Path | None]:
         """The same by name, for the manifest."""
@@ -289,7 +287,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
     shape = model.config
     if given.vectors is not None:
-        _start_from(model, given.vectors)
+        _start_from(model, given.vectors, given.base)
     text = mixture(train, config)
     steps = _steps(config, text)
 
@@ -437,18 +435,24 @@ def _opened(tokenizer: Path | None) -> Any:
     return None if tokenizer is None else load_tokenizer(tokenizer)
 
 
-def _start_from(model: Any, folder: Path) -> None:
-    from luthier.core.training.embedding import start_embedding
+def _start_from(model: Any, folder: Path, base: Path | None) -> None:
+    """Start the embedding from vectors; of a base model, which has one, the rows of the ids that are new."""
+    from luthier.core.training.embedding import start_embedding, start_grown
     from luthier.models.vectors import load_vectors
+    from luthier.tokenizers.formats import load_tokenizer
 
-    vectors = load_vectors(Path(folder))
-    count = start_embedding(model.embed_tokens.weight, vectors) if vectors.spelling == "byte-level" else 0
+    vectors, own = load_vectors(folder), base is None
+    known = 0 if base is None else load_tokenizer(base).vocab_size
+    count = 0
+    if vectors.spelling == "byte-level":
+        count = start_embedding(model.embed_tokens.weight, vectors) if own else start_grown(model, vectors, known)
     if not count:
+        what = "a token of these shards" if own else f"an id that {base} has not: its embedding is learned already"
         raise InputError(
-            f"{folder} holds no vector of a token of these shards\n"
+            f"{folder} holds no vector of {what}\n"
             "Train vectors on the shards: luthier train-vectors SHARDS --tokenizer TOKENIZER"
         )
-    say(f"  embedding    {count:,} of {len(model.embed_tokens.weight):,} tokens start from {folder}")
+    say(f"  embedding    {count:,} of {len(model.embed_tokens.weight) - known:,} tokens start from {folder}")
 
 
 def sources(shards: Shards, *, context: int, seed: int, number: int = 0) -> tuple[Windows, Windows | None]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.core.artifacts import hash_file
 from luthier.core.data.shards import write_shards
 from luthier.core.errors import InputError
 from luthier.core.training.finetune import FinetuneConfig, finetune
@@ -77,6 +78,32 @@ def test_opening_a_base_with_more_ids_keeps_its_logits(base, extended):
         assert torch.equal(grown(ids)[..., : old.config.vocab_size], old(ids))
 
 
+def test_new_rows_start_from_vectors(base, extended, tmp_path, capsys):
+    """The rows of old ids keep their bits; those of new ids are what the map of the old ones makes of their vectors."""
+    from luthier.core.training import pretrain as module
+    from luthier.core.training.embedding import start_new_rows
+    from luthier.core.training.vectors import VectorsConfig, train_vectors
+    from luthier.models.vectors import load_vectors
+
+    new, known = load_tokenizer(extended), load_tokenizer(base / "model").vocab_size
+    digest = hash_file(extended / "tokenizer.json")
+    ids = [new.encode_ordinary(FIELD + GENERAL)] * 2
+    shards = write_shards(tmp_path / "s", ids, vocab_size=new.vocab_size, eos_id=new.eos_id, tokenizer=digest)
+    config = VectorsConfig(vector_size=8, min_count=1, epochs=1)
+    train_vectors([shards], tmp_path / "vectors", config, tokenizer=extended)
+    given = module.Given((shards,), base / "model", tmp_path / "vectors", extended)
+    model = module.prepare(PretrainConfig(**TINY), given).model
+    plain = open_base(base / "model", extended)
+    assert torch.equal(model.embed_tokens.weight[:known], plain.embed_tokens.weight[:known])
+    expected = plain.embed_tokens.weight.detach().clone()
+    assert start_new_rows(expected, load_vectors(tmp_path / "vectors"), range(known, new.vocab_size)) > 0
+    assert torch.equal(model.embed_tokens.weight, expected)
+    assert "tokens start from" in capsys.readouterr().err
+    nothing = module.Given((base / "shards",), base / "model", tmp_path / "vectors", base / "model")
+    with pytest.raises(InputError, match="its embedding is learned already"):
+        module.prepare(PretrainConfig(**TINY), nothing)
+
+
 def test_pretraining_goes_on_with_a_larger_vocabulary(base, extended, tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer(extended)
@@ -120,6 +147,4 @@ def test_a_tokenizer_that_changes_ids_is_refused(base, tmp_path):
     train_tokenizer([base / "field.txt"], tmp_path / "other", TokenizerConfig(vocab_size=300))
     with pytest.raises(InputError, match="gives ids another meaning"):
         finetune(base / "model", [base / "q.jsonl"], tmp_path / "tuned", tokenizer=tmp_path / "other")
-    with pytest.raises(InputError, match="not both"):
-        pretrain(base / "shards", tmp_path / "model", base=base / "model", vectors=tmp_path)
     assert not (tmp_path / "tuned").exists() and not (tmp_path / "model").exists()
