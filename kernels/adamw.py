@@ -249,6 +249,9 @@ def adamw_step(
 def _check(lists: dict[str, Sequence[Tensor]], step: int) -> None:
     """Raises ValueError, naming the list, for what does not belong together."""
     params = lists["params"]
+    for i, p in enumerate(params):
+        if not p.is_floating_point():
+            raise ValueError(f"adamw_step: params[{i}] is {p.dtype}; it must be a floating-point tensor")
     if step < 1:
         raise ValueError(f"adamw_step: step is {step}; steps are counted from 1")
     for name, tensors in lists.items():

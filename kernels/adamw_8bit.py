@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, LaunchError, check_floats, jit, launch, narrow, tl, use_triton
+from luthier.kernels.launch import Impl, LaunchError, check_floats, check_together, jit, launch, narrow, tl, use_triton
 
 __all__ = ["BLOCK", "adamw_8bit_step", "code_values", "cost", "dequantize", "empty_state", "quantize"]
 
@@ -190,6 +190,7 @@ def adamw_8bit_step(
     """
     if step < 1:
         raise ValueError(f"adamw_8bit_step: step is {step}; steps are counted from 1")
+    check_together("adamw_8bit_step", p=p)
     if g.shape != p.shape or g.device != p.device:
         raise ValueError(
             f"adamw_8bit_step: g is {tuple(g.shape)} on {g.device}, p {tuple(p.shape)} on {p.device}; make them equal"

@@ -53,7 +53,19 @@ from torch import Tensor
 
 from luthier.kernels.attention_backward import backward
 from luthier.kernels.attention_tiles import LOG2E, key_range, scores, sees, tile, tiles
-from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    check_together,
+    dot,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
 
 __all__ = ["attention", "attention_reference", "cost", "document_starts", "visible"]
 
@@ -324,14 +336,23 @@ def _check(
     window: int | None, soft_cap: float | None, scale: float | None,
 ) -> None:  # fmt: skip
     """Raises ValueError, naming the argument, for what does not fit together."""
+    check_together("attention", q=q, k=k, v=v)
+    if q.dim() != 4 or k.dim() != 4:
+        raise ValueError(f"attention: q, k and v must be [B, T, H, D]; found q {tuple(q.shape)}, k {tuple(k.shape)}")
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
-    if k.shape != v.shape or k.shape != (B, S, K, D) or H % K or (causal and S < T):
+    if k.shape != v.shape or k.shape != (B, S, K, D) or K == 0 or H % K or (causal and S < T):
         raise ValueError(
             f"attention: q has shape {tuple(q.shape)}, so k and v must be [{B}, S{f' ≥ {T}' if causal else ''}, "
             f"a divisor of {H}, {D}]; found k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
     if mask is not None and not (first is None and cu_seqlens is None and window is None):
         raise ValueError("attention: mask_BTS stands instead of first_BT, cu_seqlens and window; give one or the other")
+    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 3 or mask.shape not in ((B, T, S), (1, T, S))):
+        raise ValueError(
+            f"attention: mask_BTS must be bool [{B} or 1, {T}, {S}]; found {mask.dtype} {tuple(mask.shape)}"
+        )
+    if first is not None and (first.is_floating_point() or first.device != q.device):
+        raise ValueError(f"attention: first_BT must be integers on {q.device}; found {first.dtype} on {first.device}")
     if first is not None and (cu_seqlens is not None or not causal or first.shape not in ((B, T), (1, T))):
         raise ValueError(
             f"attention: first_BT must be [{B}, {T}] with causal=True and no cu_seqlens; found {tuple(first.shape)}"
@@ -342,6 +363,11 @@ def _check(
     if window is not None and not causal and S != T:
         raise ValueError(f"attention: a window without causal=True needs as many keys as queries; found {S} and {T}")
     if cu_seqlens is not None:
+        if cu_seqlens.is_floating_point() or cu_seqlens.dim() != 1:
+            raise ValueError(
+                f"attention: cu_seqlens must be integers in one dimension; found {cu_seqlens.dtype} "
+                f"{tuple(cu_seqlens.shape)}"
+            )
         ends = cu_seqlens.tolist()
         rises = all(a < b for a, b in pairwise(ends))
         if B != 1 or T != S or len(ends) < 2 or ends[0] != 0 or ends[-1] != T or not rises:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, check_floats, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import Impl, check_floats, check_together, jit, launch, narrow, power, tl, use_triton
 
 __all__ = ["IGNORE", "Reduction", "cost", "cross_entropy", "cross_entropy_reference", "log_probs", "reduce"]
 
@@ -169,8 +169,11 @@ def cross_entropy(
     `weights` [...] counts each token; "mean" divides by the sum of the weights of labelled tokens (not a number if
     there are none). Raises ValueError for shapes that do not fit and labels outside the vocabulary.
     """
+    check_together("cross_entropy", logits=logits, weights=weights)
+    if logits.dim() == 0:
+        raise ValueError("cross_entropy: logits must be [..., V]; found a single number")
     V = logits.shape[-1]
-    check_labels("cross_entropy", logits.shape, labels, V, weights, label_smoothing, reduction)
+    check_labels("cross_entropy", logits.shape, labels, V, weights, label_smoothing, reduction, logits.device)
     z, flat = logits.reshape(-1, V), labels.reshape(-1)
     if use_triton("cross_entropy", impl, logits):
         check_floats("cross_entropy", logits=logits)
@@ -196,12 +199,15 @@ def check_labels(
     weights: Tensor | None,
     label_smoothing: float,
     reduction: str,
+    device: torch.device,
 ) -> None:
-    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any]."""
+    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any] on `device`."""
     if labels.shape != shape[:-1] or labels.dtype != torch.int64:
         raise ValueError(
             f"{name}: labels must be int64 {tuple(shape[:-1])}; found {labels.dtype} {tuple(labels.shape)}"
         )
+    if labels.device != device:
+        raise ValueError(f"{name}: labels are on {labels.device}, the numbers on {device}; move one to the other")
     if weights is not None and weights.shape != labels.shape:
         raise ValueError(f"{name}: weights must be {tuple(labels.shape)}; found {tuple(weights.shape)}")
     if not 0 <= label_smoothing < 1:

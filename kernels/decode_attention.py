@@ -31,6 +31,7 @@ from luthier.kernels.launch import (
     Impl,
     LaunchError,
     check_floats,
+    check_together,
     dot,
     jit,
     launch,
@@ -194,18 +195,31 @@ def decode_attention(
     `lengths_B` (int32) says how many keys of each row are there, its T newest included, `first_B` (int32) where its
     text begins, after padding. Raises ValueError for what does not fit; what the tables hold is not looked at.
     """
+    check_together("decode_attention", q=q_BTHD, k=k, v=v)
+    if q_BTHD.dim() != 4 or k.dim() != 4:
+        raise ValueError(
+            f"decode_attention: q, k and v must have four dimensions; found q {tuple(q_BTHD.shape)}, k {tuple(k.shape)}"
+        )
     (B, T, H, D), K = q_BTHD.shape, k.shape[2]
-    if k.shape != v.shape or k.shape[3] != D or H % K or (table_BP is None and (len(k) != B or k.shape[1] < T)):
+    if (
+        k.shape != v.shape
+        or k.shape[3] != D
+        or K == 0
+        or H % K
+        or (table_BP is None and (len(k) != B or k.shape[1] < T))
+    ):
         where = f"[{B}, S ≥ {T}" if table_BP is None else "[pages, page"
         raise ValueError(
             f"decode_attention: q has shape {tuple(q_BTHD.shape)}, so k and v must be {where}, a divisor of {H}, {D}]; "
             f"found k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
     for name, one, shape in (("lengths_B", lengths_B, 1), ("first_B", first_B, 1), ("table_BP", table_BP, 2)):
-        if one is not None and (one.dim() != shape or len(one) != B or one.dtype != torch.int32):
+        if one is not None and (
+            one.dim() != shape or len(one) != B or one.dtype != torch.int32 or one.device != k.device
+        ):
             raise ValueError(
-                f"decode_attention: {name} must be int32 [{B}{', pages a row' if shape == 2 else ''}]; "
-                f"found {one.dtype} {tuple(one.shape)}"
+                f"decode_attention: {name} must be int32 [{B}{', pages a row' if shape == 2 else ''}] on "
+                f"{k.device}; found {one.dtype} {tuple(one.shape)} on {one.device}"
             )
     factor = D**-0.5 if scale is None else scale
     if use_triton("decode_attention", impl, q_BTHD):

@@ -18,6 +18,7 @@ all lengths.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -33,6 +34,7 @@ __all__ = [
     "LaunchError",
     "arch",
     "check_floats",
+    "check_together",
     "constant",
     "dot",
     "jit",
@@ -118,17 +120,37 @@ def use_triton(name: str, impl: str, x: Tensor) -> bool:
     obstacle = _obstacle(x.device) if x.is_cuda or INTERPRETED else f"the tensor is on {x.device.type!r}"
     if impl == "triton" and obstacle:
         raise LaunchError(f"{name}: impl='triton' cannot run here: {obstacle}. impl='auto' would take PyTorch")
+    if obstacle:
+        _say(obstacle)
     return not obstacle
 
 
+@cache
+def _say(obstacle: str) -> None:
+    """Once a reason: a card that the kernels cannot use is never passed over in silence."""
+    logging.getLogger("luthier").warning("kernels: %s; PyTorch does the work", obstacle)
+
+
+def check_together(name: str, **tensors: Tensor | None) -> None:
+    """What every function here can take, by Triton or by PyTorch: floating-point numbers on one device."""
+    first, device = "", None
+    for key, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise LaunchError(f"{name}: {key} is {tensor.dtype}; it must be a floating-point tensor")
+        if device is None:
+            first, device = key, tensor.device
+        elif tensor.device != device:
+            raise LaunchError(f"{name}: {key} is on {tensor.device}, {first} is on {device}; move one to the other")
+
+
 def check_floats(name: str, **tensors: Tensor) -> None:
-    """What every kernel here can take: float32, float16 or bfloat16, and all of it on one device."""
-    first, x = next(iter(tensors.items()))
+    """What every Triton kernel here can take: float32, float16 or bfloat16, and all of it on one device."""
+    check_together(name, **tensors)
     for key, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise LaunchError(f"{name}: {key} is {tensor.dtype}; the kernel takes float32, float16 and bfloat16")
-        if tensor.device != x.device:
-            raise LaunchError(f"{name}: {key} is on {tensor.device}, {first} is on {x.device}; move one to the other")
 
 
 @cache

@@ -21,7 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, check_floats, jit, launch, multiprocessors, narrow, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    check_floats,
+    check_together,
+    jit,
+    launch,
+    multiprocessors,
+    narrow,
+    tl,
+    use_triton,
+)
 from luthier.kernels.rms_norm import settings
 
 __all__ = ["cost", "layer_norm", "layer_norm_reference"]
@@ -129,6 +139,7 @@ def layer_norm(
 
     Raises ValueError where the sizes differ.
     """
+    check_together("layer_norm", x=x, weight=weight, bias=bias)
     for name, one in (("weight", weight), ("bias", bias)):
         if one is not None and one.shape != x.shape[-1:]:
             raise ValueError(f"layer_norm: {name} has shape {tuple(one.shape)}, x needs {tuple(x.shape[-1:])}")

@@ -41,7 +41,7 @@ from luthier.kernels.cross_entropy import (
     row_losses,
     row_slopes,
 )
-from luthier.kernels.launch import Impl, LaunchError, check_floats, use_triton
+from luthier.kernels.launch import Impl, LaunchError, check_floats, check_together, use_triton
 
 __all__ = ["IGNORE", "cost", "linear_cross_entropy", "linear_cross_entropy_reference", "linear_log_probs"]
 
@@ -200,13 +200,18 @@ def linear_cross_entropy(
     of labelled tokens ("mean"), or each token's [...] ("none", 0 without a label). Raises ValueError for shapes that do
     not fit and labels outside the vocabulary.
     """
+    check_together("linear_cross_entropy", x=x, weight=weight, weights=weights)
+    if weight.dim() != 2 or x.dim() == 0:
+        raise ValueError(
+            f"linear_cross_entropy: weight must be [V, C] and x [..., C]; found {tuple(weight.shape)}, {tuple(x.shape)}"
+        )
     V, C = weight.shape
     if x.shape[-1] != C or labels.shape != x.shape[:-1]:
         raise ValueError(
             f"linear_cross_entropy: weight has shape {(V, C)}, so x must be [..., {C}] and labels [...]; "
             f"found x {tuple(x.shape)}, labels {tuple(labels.shape)}"
         )
-    check_labels("linear_cross_entropy", x.shape, labels, V, weights, label_smoothing, reduction)
+    check_labels("linear_cross_entropy", x.shape, labels, V, weights, label_smoothing, reduction, x.device)
     triton = use_triton("linear_cross_entropy", impl, x)
     if triton:
         check_floats("linear_cross_entropy", x=x, weight=weight)

@@ -25,7 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    check_together,
+    dot,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
 from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["cost", "lora_linear", "lora_linear_reference"]
@@ -137,6 +149,9 @@ def lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, scale: float
     Triton serves a frozen W (no gradient for it); a W that is trained goes to PyTorch by "auto". Raises ValueError for
     shapes that do not fit.
     """
+    check_together("lora_linear", x=x, weight=weight, a=a, b=b)
+    if x.dim() == 0 or any(m.dim() != 2 for m in (weight, a, b)):
+        raise ValueError("lora_linear: x must be [..., C], weight [N, C], a [r, C] and b [N, r]")
     (N, C), r = weight.shape, len(a)
     if x.shape[-1] != C or a.shape != (r, C) or b.shape != (N, r):
         raise ValueError(

@@ -20,7 +20,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, LaunchError, check_floats, dot, jit, launch, narrow, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    check_together,
+    dot,
+    jit,
+    launch,
+    narrow,
+    tl,
+    use_triton,
+)
 from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["QUINTIC", "cost", "newton_schulz", "newton_schulz_reference", "symmetric_product"]
@@ -114,7 +125,8 @@ def symmetric_product(
     x: Tensor, add: Tensor | None = None, *, b: float = 1.0, c: float = 1.0, impl: Impl = "auto"
 ) -> Tensor:
     """c·X Xᵀ + b·add for matrices x [N, R, C] and symmetric matrices add [N, R, R]; [N, R, R] in x's dtype."""
-    N, R = x.shape[:2]
+    check_together("symmetric_product", x=x, add=add)
+    N, R = x.shape[:2] if x.dim() == 3 else (0, 0)
     if x.dim() != 3 or (add is not None and (add.shape != (N, R, R) or add.dtype != x.dtype)):
         found = "none" if add is None else f"{add.dtype} {tuple(add.shape)}"
         raise ValueError(f"symmetric_product: x is {x.dtype} {tuple(x.shape)}, [N, R, C]; add [N, R, R] is {found}")
@@ -134,6 +146,7 @@ def newton_schulz(updates: Tensor, *, steps: int = 5, dtype: torch.dtype | None 
 
     `dtype` of the iteration: None is bfloat16 on a GPU and float32 on a CPU, most of which have no fast bf16.
     """
+    check_together("newton_schulz", updates=updates)
     if updates.dim() != 3:
         raise ValueError(f"newton_schulz: updates must be matrices [N, rows, columns]; found {tuple(updates.shape)}")
     a, b, c = QUINTIC

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,7 @@ from typing import Any
 
 from luthier.kernels.launch import triton
 
-__all__ = ["CHIPS", "KERNELS", "Compiled", "compiled_for", "pretend", "report"]
+__all__ = ["CHIPS", "KERNELS", "Compiled", "compiled_for", "for_other_lengths", "pretend", "report"]
 
 KERNELS = (
     "attention",
@@ -162,7 +162,14 @@ def _read(kernel: Any, arch: int) -> Compiled:
     )
 
 
-def report(name: str, arch: int, tokens: int = 512) -> list[Compiled]:
+def report(name: str, arch: int, tokens: int = 512, **options: Any) -> list[Compiled]:
     """What a kernel file's own `trial` compiles to."""
     module = import_module(f"luthier.kernels.{name}")
-    return compiled_for(arch, lambda: module.trial(tokens))
+    return compiled_for(arch, lambda: module.trial(tokens, **options))
+
+
+def for_other_lengths(name: str, arch: int, lengths: Sequence[int] = (512, 1, 2, 17, 160, 333)) -> list[Compiled]:
+    """What `trial` compiles to when it is called with one length after another: the same as for one, if no length is
+    compiled anew."""
+    module = import_module(f"luthier.kernels.{name}")
+    return compiled_for(arch, lambda: [module.trial(length) for length in lengths])

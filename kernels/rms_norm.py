@@ -33,6 +33,7 @@ from luthier.kernels.launch import (
     Impl,
     LaunchError,
     check_floats,
+    check_together,
     jit,
     launch,
     multiprocessors,
@@ -192,7 +193,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto
     fp16 and bf16 are normalised in fp32 and rounded once, as Llama's own code does. Raises ValueError where the sizes
     differ.
     """
-    if weight.shape != x.shape[-1:]:
+    check_together("rms_norm", x=x, weight=weight)
+    if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: weight has shape {tuple(weight.shape)}, x needs {tuple(x.shape[-1:])}")
     if use_triton("rms_norm", impl, x):
         check_floats("rms_norm", x=x, weight=weight)
@@ -206,12 +208,13 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """The norm of h = x + residual, and h, both [..., C] in x's dtype. Raises ValueError where they do not fit."""
+    check_together("add_rms_norm", x=x, residual=residual, weight=weight)
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"add_rms_norm: residual is {residual.dtype} {tuple(residual.shape)}, x is {x.dtype} {tuple(x.shape)}; "
             "they must be equal"
         )
-    if weight.shape != x.shape[-1:]:
+    if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"add_rms_norm: weight has shape {tuple(weight.shape)}, x needs {tuple(x.shape[-1:])}")
     if use_triton("add_rms_norm", impl, x):
         check_floats("add_rms_norm", x=x, weight=weight, residual=residual)

@@ -34,7 +34,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, LaunchError, check_floats, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    check_together,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
 
 __all__ = ["cost", "frequencies", "llama3_frequencies", "rope", "rope_", "rope_reference", "rope_table"]
 __all__ += ["yarn_frequencies", "yarn_scale"]
@@ -198,6 +209,9 @@ def rope_(x_BTHD: Tensor, cos: Tensor, sin: Tensor, *, impl: Impl = "auto") -> T
 
 def _check(name: str, x: Tensor, cos: Tensor, sin: Tensor, impl: Impl) -> bool:
     """Whether Triton takes the work. Raises ValueError for what does not fit."""
+    check_together(name, x=x, cos=cos, sin=sin)
+    if x.dim() < 3:
+        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be [B, T, H, D]")
     D, expected = x.shape[-1], (x.shape[-3], x.shape[-1] // 2)
     if D % 2 or cos.shape[-2:] != expected or sin.shape != cos.shape:
         raise ValueError(

@@ -27,7 +27,18 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, LaunchError, check_floats, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    LaunchError,
+    check_floats,
+    check_together,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
 
 __all__ = ["cost", "geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
@@ -164,6 +175,7 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["tanh", "none"] = "t
 
 def _on_card(name: str, gate: Tensor, up: Tensor, impl: Impl) -> bool:
     """Whether Triton takes the work. Raises ValueError for tensors that do not belong together."""
+    check_together(name, gate=gate, up=up)
     if gate.shape != up.shape:
         raise ValueError(f"{name}: gate has shape {tuple(gate.shape)}, up has {tuple(up.shape)}; they must be equal")
     if not use_triton(name, impl, gate):

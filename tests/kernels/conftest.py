@@ -8,8 +8,11 @@ test_interpreter.py starts them; otherwise they are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,3 +53,25 @@ def card() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here; test_interpreter.py runs this without one")
     return torch.device("cuda")
+
+
+# ---------------------------------------------------------------- proofs that take long, on all cores
+
+
+@pytest.fixture(scope="session")
+def _proofs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
+    """What the selected tests marked `proof` will ask for, begun at once on all cores: attention, which takes longest,
+    first, and other lengths, which find compiled what they need, last."""
+    marked = [(item, mark) for item in request.session.items if (mark := item.get_closest_marker("proof"))]
+    marked.sort(key=lambda pair: (2 * ("lengths" in pair[0].nodeid)) - ("attention" in pair[0].nodeid))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), spawn) as pool:
+        yield {item.nodeid: pool.submit(mark.args[0](**cast(Any, item).callspec.params)) for item, mark in marked}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def proof(request: pytest.FixtureRequest) -> Callable[[], Any]:
+    """A function that waits for what this test's `proof` mark asked for and returns it."""
+    pytest.importorskip("triton", reason="Triton is not installed: kernels were neither compiled nor interpreted")
+    return request.getfixturevalue("_proofs")[request.node.nodeid].result

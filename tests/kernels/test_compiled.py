@@ -1,16 +1,20 @@
 """Every kernel compiled for every chip without a card: it fits, it does not spill, it uses the tensor cores, and one
-compilation serves all lengths."""
+compilation serves all lengths.
+
+With LUTHIER_ALL_CHIPS=1 attention is compiled for every head_dim and dtype besides, which takes minutes."""
 
 from __future__ import annotations
 
+import json
 import os
-from importlib import import_module
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
-from luthier.kernels import attention
-from luthier.kernels.proof import CHIPS, KERNELS, compiled_for, report
+from luthier.kernels import tables
+from luthier.kernels.proof import CHIPS, KERNELS, Compiled, for_other_lengths, report
 
 # Kernels with a matrix product, by file; the others move memory and need none.
 PRODUCTS = {
@@ -27,15 +31,11 @@ SPILLS = {"forward": 32, "backward_key": 320, "backward_query": 64, "symmetric":
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="here nothing is compiled")
 
 
-@pytest.fixture(autouse=True)
-def triton_is_there() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed: nothing was compiled")
-
-
+@pytest.mark.proof.with_args(lambda name, arch: partial(report, name, arch))
 @pytest.mark.parametrize("arch", CHIPS)
 @pytest.mark.parametrize("name", KERNELS)
-def test_resources(name: str, arch: int) -> None:
-    found = report(name, arch)
+def test_resources(name: str, arch: int, proof: Callable[[], list[Compiled]]) -> None:
+    found = proof()
     assert found
     for kernel in found:
         assert kernel.shared <= CHIPS[arch][1], kernel
@@ -46,20 +46,39 @@ def test_resources(name: str, arch: int) -> None:
             assert ("mma" if small else INSTRUCTION[arch]) in kernel.products.split(), kernel
 
 
+@pytest.mark.proof.with_args(lambda name: partial(for_other_lengths, name, 90))
 @pytest.mark.parametrize("name", KERNELS)
-def test_one_compilation_for_all_lengths(name: str) -> None:
+def test_one_compilation_for_all_lengths(name: str, proof: Callable[[], list[Compiled]]) -> None:
     """Kernels that differ in their constants are compiled apart; the same ones for another length are not."""
-    module = import_module(f"luthier.kernels.{name}")
-    once = compiled_for(90, lambda: module.trial(512))
-    often = compiled_for(90, lambda: [module.trial(length) for length in (512, 1, 2, 17, 160, 333)])
-    assert once and often == once
+    assert proof() == report(name, 90)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("head_dim", [32, 64, 80, 96, 128, 256])
-@pytest.mark.parametrize("arch", [89, 90])
-def test_attention_of_every_head_dim(arch: int, head_dim: int, dtype: torch.dtype) -> None:
-    found = compiled_for(arch, lambda: attention.trial(64, dtype, head_dim, packed=True))
+EVERYTHING = os.environ.get("LUTHIER_ALL_CHIPS") == "1"
+HEADS = [
+    (arch, head_dim, dtype)
+    for arch in ((89, 90) if EVERYTHING else (90,))
+    for head_dim in ((32, 64, 80, 96, 128, 256) if EVERYTHING else (80, 256))
+    for dtype in ((torch.bfloat16, torch.float32) if EVERYTHING else (torch.bfloat16,))
+]
+
+
+@pytest.mark.proof.with_args(lambda arch, **head: partial(report, "attention", arch, 64, packed=True, **head))
+@pytest.mark.parametrize(("arch", "head_dim", "dtype"), HEADS)
+def test_attention_of_other_head_dims(
+    arch: int, head_dim: int, dtype: torch.dtype, proof: Callable[[], list[Compiled]]
+) -> None:
+    found = proof()
     assert all(kernel.shared <= CHIPS[arch][1] for kernel in found)
     assert all(kernel.products for kernel in found if kernel.name in PRODUCTS["attention"])
+
+
+def test_tables_compile() -> None:
+    """Every entry of every card's table, for that card's chip."""
+    pytest.importorskip("triton", reason="Triton is not installed: nothing was compiled")
+    for file in tables.FOLDER.glob("*.json"):
+        table = json.loads(file.read_text(encoding="utf-8"))
+        arch = int(table["machine"]["capability"].replace(".", ""))
+        for key, entry in table["classes"].items():
+            with tables.trying(key, entry["settings"]):
+                found = report(key.split()[0], arch)
+            assert all(kernel.shared <= CHIPS[arch][1] for kernel in found), (file.name, key)
