@@ -2,11 +2,11 @@
 
     adapter_config.json           rank, α, kind, targets; the folder of the base model
     adapter_model.safetensors     A, B and m of every layer: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+    adapter_base.json             ours: where the base lay beside this folder, and whether it was kept in four bits
 
 A folder written here opens in `peft` with the same logits, and the other way round. The base is found where the config
-says, or, if both folders were moved together, where it lay beside the adapter: the file of weights remembers that too,
-and whether the base was kept in four bits. Which layers have an adapter, and of what rank, the tensors say; a setting
-of PEFT that changes the product and is not supported is refused by name.
+says, or, if both folders were moved together, where it lay beside the adapter. Which layers have an adapter, and of
+what rank, the tensors say; a setting of PEFT that changes the product and is not supported is refused by name.
 
 Legend: N outputs, C inputs of a layer.
 """
@@ -42,7 +42,7 @@ from luthier.models.transformer import Transformer
 
 __all__ = ["adapter_facts", "base_of", "is_adapter", "load_adapter", "open_model", "save_adapter"]
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
 PREFIX = "base_model.model.model."  # PEFT's model holds transformers' model, which holds the decoder
 # Settings of PEFT that change the product and are not supported where they are set.
 FOREIGN = ("fan_in_fan_out", "layer_replication", "alpha_pattern", "modules_to_save", "trainable_token_indices")
@@ -64,11 +64,11 @@ def save_adapter(model: Transformer, folder: Path, base: Path, config: LoraConfi
     for tensor, value in tensors.items():
         if not torch.isfinite(value).all():
             raise LoraError(f"tensor {tensor} holds numbers that are NaN or infinite; {folder} was not written")
-    facts = {"format": "pt", "base": os.path.relpath(Path(base).resolve(), folder.resolve())}
     folder.mkdir(parents=True, exist_ok=True)
     ours = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    facts |= {"quantize": "nf4"} if is_quantised(model) else {}
-    _atomically(folder / WEIGHTS, lambda path: save_file(ours, path, metadata=facts))
+    _atomically(folder / WEIGHTS, lambda path: save_file(ours, path, metadata={"format": "pt"}))
+    beside = os.path.relpath(Path(base).resolve(), folder.resolve())
+    _write_json(folder / BASE, {"base": beside, "quantize": "nf4" if is_quantised(model) else "none"})
     _write_json(folder / CONFIG, _to_json(config, Path(base)))
 
 
@@ -99,8 +99,7 @@ def base_of(folder: Path) -> Path:
     """The folder of the model that an adapter belongs on: as written, or as it lay beside the adapter."""
     folder = Path(folder)
     named = _read_config(folder).get("base_model_name_or_path") or ""
-    with _open(folder / WEIGHTS) as file:
-        beside = (file.metadata() or {}).get("base", "")
+    beside = _facts(folder).get("base", "")
     found = [p for p in (Path(named), folder / beside) if str(p) != "." and (p / "config.json").is_file()]
     if not found:
         raise LoraError(
@@ -117,7 +116,7 @@ def adapter_facts(folder: Path) -> tuple[LoraConfig, int, int]:
     with _open(folder / WEIGHTS) as file:
         keys = list(file.keys())
         numbers = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
-        bits = 4 if (file.metadata() or {}).get("quantize") == "nf4" else 32
+    bits = 4 if _facts(folder).get("quantize") == "nf4" else 32
     return _from_json(raw, _targets_in(keys), folder), numbers, bits
 
 
@@ -140,8 +139,8 @@ def load_adapter(model: Transformer, folder: Path, name: str = "default") -> Lor
     raw = _read_config(folder)
     with _open(folder / WEIGHTS) as file:
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-        if (file.metadata() or {}).get("quantize") == "nf4" and not is_quantised(model):
-            quantize_base(model)  # it was trained on such weights
+    if _facts(folder).get("quantize") == "nf4" and not is_quantised(model):
+        quantize_base(model)  # it was trained on such weights
     places, config = _places(tensors), _from_json(raw, _targets_in(tensors), folder)
     adapters = {}
     for place, base in targets_of(model, config, name):
@@ -172,6 +171,12 @@ def _adapter(tensors: dict[str, Tensor], place: str, base: Any, config: LoraConf
             raise LoraError(f"{folder / WEIGHTS}: tensor {key} holds numbers that are NaN or infinite")
         found.append(tensor.to(base.weight))
     return Adapter(found[0], found[1], config.scale, found[2] if config.kind == "dora" else None)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What we know of the base beyond PEFT's file; nothing for an adapter of other makers."""
+    path = folder / BASE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from luthier.core.data.conversations import Message
     from luthier.core.training.batches import Batch
     from luthier.core.training.examples import Found
+    from luthier.core.training.loop import LossOf
     from luthier.tokenizers.bpe import Tokenizer
 
 __all__ = ["FinetuneConfig", "FinetuneSummary", "finetune"]
@@ -76,11 +77,13 @@ def finetune(
     replay: Path | None = None,
     tokenizer: Path | None = None,
     overwrite: bool = False,
+    loss_of: LossOf | None = None,
 ) -> FinetuneSummary:
     """Tune the model folder `model` (our own, or a Llama-like one of Hugging Face's) on `data`.
 
     `data` are questions files, or folders that hold questions.jsonl, and conversation files; `replay` is a folder of
     shards made with the tokenizer; `tokenizer` extends the model's own, which is the default, and the model grows.
+    `loss_of(model, batch)` replaces the objective's loss (examples/own_objective.py); its source is part of the work.
     Raises TrainingError if nothing in `data` can be trained on.
     """
     from luthier.core.training.adapters import check_adapters
@@ -102,6 +105,7 @@ def finetune(
         "model": model,
         "replay": replay,
         "tokenizer": tokenizer,
+        "objective": None if loss_of is None else _source(loss_of),
     }
     files = [path for path in data if path.is_file() and not (path.parent / "manifest.json").is_file()]
     documents = [*documents_of([model, replay]), *({"path": f.name, "sha256": hash_file(f)} for f in files)]
@@ -111,16 +115,23 @@ def finetune(
     with work:
         given = {"model": model, "data": data, "replay": replay, "tokenizer": tokenizer}
         write_run(work.folder, "finetune", config, given)
-        return _run(work, config, model, found, replay, tokenizer or model)
+        return _run(work, config, model, found, replay, tokenizer or model, loss_of)
 
 
 def _run(
-    work: Artifact, config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path
+    work: Artifact,
+    config: FinetuneConfig,
+    folder: Path,
+    found: Found,
+    replay: Path | None,
+    spelling: Path,
+    loss_of: LossOf | None,
 ) -> FinetuneSummary:
     from luthier.core.training.adapters import save_tuned
     from luthier.core.training.loop import fit
 
     run = prepare(config, folder, found, replay, spelling, keep=work.folder)
+    run |= {} if loss_of is None else {"loss_of": loss_of}
     first, tokenizer = run["batch_at"](0), _tokenizer(spelling, config)
     _say_plan(config, found, run, tokenizer, first, replay)
     done = fit(folder=work.folder, config=config, save_every=config.save_every, **run)
@@ -207,6 +218,13 @@ def _tokenizer(folder: Path, config: FinetuneConfig) -> Tokenizer:
 
 
 # ---------------------------------------------------------------- words
+
+
+def _source(function: Any) -> str:
+    """What identifies a loss: its name and its text, so that a changed one is other work."""
+    import inspect
+
+    return f"{function.__qualname__}\n{inspect.getsource(function)}"
 
 
 def _nothing(found: Found, data: Sequence[Path]) -> str:
