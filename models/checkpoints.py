@@ -60,9 +60,7 @@ def hub_folder(folder: Path | str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise CheckpointError(
-            f"{name} is to be downloaded, for which huggingface_hub is needed: pip install it"
-        ) from error
+        raise CheckpointError(f"{name}: downloading needs huggingface_hub: pip install huggingface_hub") from error
     try:
         return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=["*.json", "*.safetensors", "*.model"]))
     except Exception as error:

@@ -19,7 +19,7 @@ class Command:
     """Say what a file or folder is and print it for human eyes.
 
     Goes in: a project, corpus, questions.jsonl, tokenizer, shards, vectors, model, index or evaluation; a metrics.jsonl
-    or conversations; kernel:attention, kernel:rms_norm and so on.
+    or conversations; kernel:attention, kernel:rms_norm and so on; hub:OWNER/NAME, a model to be downloaded.
 
     Comes out: on stdout, what it holds: counts and a piece of a corpus, a text's tokens in colours, a word's merges, a
     tokenizer's report on a corpus, nearest words, a model's layers, parameters and loss curve, a training example with

@@ -76,6 +76,10 @@ def show(
         _folder(path, wish)
     elif path.is_file():
         _file(path, wish)
+    elif str(path).startswith("hub:"):
+        from luthier.models.checkpoints import hub_folder
+
+        _model(hub_folder(path), wish)
     elif str(path).startswith(PREFIX):
         show_kernel(str(path))
     else:

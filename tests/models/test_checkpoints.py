@@ -319,3 +319,25 @@ def test_bad_weights_are_not_written_and_a_failed_write_leaves_no_half(
         save_model(load_model(folder), copy)
     assert not list(copy.glob(".*tmp"))
     assert (copy / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_a_hub_id_is_downloaded_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with the prefix; the download itself is huggingface_hub's, replaced here by one that needs no network."""
+    import sys
+    from types import SimpleNamespace
+
+    def snapshot_download(name: str, **_: Any) -> str:
+        if name != "owner/name":
+            raise OSError("404 Not Found")
+        return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert load_config("hub:owner/name") == load_config(folder)
+    assert torch.equal(load_model(Path("hub:owner/name")).norm.weight, load_model(folder).norm.weight)
+    with pytest.raises(CheckpointError, match=r"hub:owner/none .*404"):
+        load_model("hub:owner/none")
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        load_model(Path("owner/name"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+        load_model("hub:owner/name")
