@@ -1,7 +1,7 @@
-"""The plain twin of word2vec_fast.py: the same arguments, the same chance, the same vectors up to rounding, to be read.
+"""The plain twin of word2vec_fast.py, to be read: the same arguments, the same chance, the same vectors up to rounding.
 
-`kept` are the words of a piece without those thinned out, `ends` where its documents end; `model`, `room`, `log` as in
-word2vec_fast.py. `state` is the stream of chance.
+`kept` are the words of a piece without those thinned out, `ends` where its documents end; `model`, `log` as in
+word2vec_fast.py. `state` is the stream of chance, here in a list of one so that functions can go on with it.
 """
 
 from __future__ import annotations
@@ -14,86 +14,80 @@ __all__ = ["walk_plain"]
 
 
 def walk_plain(
-    kept: np.ndarray, ends: np.ndarray, a: int, b: int, model: Any, room: Any, log: Any, rate: float, end_rate: float,
-    state: int,
-) -> tuple:  # fmt: skip
+    kept: Any, ends: Any, a: int, b: int, model: Any, room: Any, log: Any, rate: float, end_rate: float, state: int
+) -> tuple:
     """Train on the words kept[a:b]; see `walk`."""
-    table, state, used, loss, measured, pairs = model.table, int(state), 0, 0.0, 0, 0
+    m, chance, used, loss, measured, pairs = model, [int(state)], 0, 0.0, 0, 0
+    ring, before, by_pair = {}, {}, model.skipgram and model.shared == 0
 
-    def uniform() -> float:
-        nonlocal state
-        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-        return (state >> 11) / 2**53
+    def draw() -> list[int]:
+        return [_noise(m, _uniform(chance) * len(m.keep)) for _ in range(m.negative)]
 
-    def noise() -> int:
-        slot = uniform() * len(model.keep)
-        both = model.noise[int(slot)]
-        return int(slot) if slot % 1 < both % 1 else int(both)
-
-    def targets(word: int, drawn: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Rows of the table, their labels, and 1 where they count: the word itself is no noise."""
-        ids = [word, *drawn] if drawn else []
-        rows, labels = [model.contexts + t for t in ids], [1.0] + [0.0] * len(drawn) if ids else []
-        counts = [1.0] + [float(t != word) for t in drawn] if ids else []
-        if len(model.nodes):
-            path = slice(model.node_offsets[word], model.node_offsets[word + 1])
-            rows, labels = rows + model.nodes[path].tolist(), labels + model.turns[path].tolist()
-        return rows, np.array(labels, np.float32), np.array(counts + [1.0] * (len(rows) - len(ids)), np.float32)
-
-    def parts(word: int) -> np.ndarray:
-        return model.parts[slice(*model.part_offsets[word : word + 2])] if len(model.parts) else np.array([word])
-
-    by_pair = model.skipgram and model.shared == 0
-    draw = lambda: [noise() for _ in range(model.negative)]  # noqa: E731
-    ring: dict[int, np.ndarray] = {}
-    before: dict[int, np.ndarray] = {}
-
-    def leave(left: list[int]) -> None:
+    def gain(row: int, value: np.ndarray) -> None:
+        """Add to a row of the table, or below 0 to all parts of word −1 − row; or note that in the log."""
         nonlocal used
-        for j in left:
-            gain, word = ring.pop(j) - before.pop(j), int(kept[j])
-            if len(log.where):
-                log.where[used], log.rows[used] = (-1 - word if len(model.parts) else word), gain
-                used += 1
-            else:
-                np.add.at(table, parts(word), gain)
+        if len(log.where):
+            log.where[used], log.rows[used], used = row, value, used + 1
+        else:
+            np.add.at(m.table, _parts(m, -1 - row) if row < 0 else [row], value)
+
+    def leave(j: int) -> None:
+        gain(-1 - int(kept[j]) if len(m.parts) else int(kept[j]), ring.pop(j) - before.pop(j))
 
     drawn = draw() if a < b and not by_pair else []
     for i in range(a, b):
         document = np.searchsorted(ends, i, "right")
         low, high = (int(ends[document - 1]) if document else 0), int(ends[document])
-        leave([j for j in ring if not max(low, i - model.window) <= j])
-        for j in range(max(low, i - model.window), min(high, i + model.window + 1)):
+        for j in [j for j in ring if j < max(low, i - m.window)]:
+            leave(j)
+        for j in range(max(low, i - m.window), min(high, i + m.window + 1)):
             if j not in ring:
-                ring[j] = table[parts(int(kept[j]))].mean(axis=0)
-                before[j] = ring[j].copy()
-        reach = 1 + int(uniform() * model.window)
+                ring[j], before[j] = (m.table[_parts(m, int(kept[j]))].mean(axis=0) for _ in range(2))
+        reach = 1 + int(_uniform(chance) * m.window)
         near = [j for j in range(max(low, i - reach), min(high, i + reach + 1)) if j != i]
-        ahead = drawn
-        if not by_pair and i + 1 < b and (i + 1 - a) % model.shared == 0:
-            ahead = draw()
-        step_rate = rate + (end_rate - rate) * i / len(kept)
-        groups = [[j] for j in near] if by_pair else [near] if near else []
-        for group in groups:
-            rows, labels, counts = targets(int(kept[i]), draw() if by_pair else drawn)
-            X, T = np.stack([ring[j] for j in group]), table[rows]
-            if not model.skipgram:
-                X = X.mean(axis=0, keepdims=True) if model.mean else X.sum(axis=0, keepdims=True)
+        ahead = draw() if not by_pair and i + 1 < b and (i + 1 - a) % m.shared == 0 else drawn
+        for group in [[j] for j in near] if by_pair else [near] if near else []:
+            rows, labels, counts = _targets(m, int(kept[i]), draw() if by_pair else drawn)
+            X, T = np.stack([ring[j] for j in group]), m.table[rows]
+            if not m.skipgram:
+                X = (X.mean if m.mean else X.sum)(axis=0, keepdims=True)
             error = 1 / (1 + np.exp(-np.clip(X @ T.T, -8, 8))) - labels
-            step = (-step_rate * error * counts).astype(np.float32)
-            for k, gain in enumerate(step.T @ X):
-                if len(log.where):
-                    log.where[used], log.rows[used] = rows[k], gain
-                    used += 1
-                else:
-                    table[rows[k]] += gain
-            moves = step @ T
+            step = (-(rate + (end_rate - rate) * i / len(kept)) * error * counts).astype(np.float32)
+            for row, value in zip(rows, step.T @ X, strict=True):
+                gain(row, value)
+            moves = step @ T / (1 if m.skipgram or m.mean else len(group))
             for n, j in enumerate(group):
-                ring[j] += moves[n] if model.skipgram else moves[0] / (1 if model.mean else len(group))
+                ring[j] += moves[n if m.skipgram else 0]
         pairs += len(near)
         if i % 16 == 0 and near:
             loss -= float((np.log(1 - np.minimum(np.abs(error), 0.9999)) * counts).sum())
             measured += len(error)
         drawn = ahead
-    leave(list(ring))
-    return loss, measured, pairs, used, np.uint64(state)
+    for j in list(ring):
+        leave(j)
+    return loss, measured, pairs, used, np.uint64(chance[0])
+
+
+def _uniform(chance: list[int]) -> float:
+    chance[0] = (chance[0] * 6364136223846793005 + 1442695040888963407) % 2**64
+    return (chance[0] >> 11) / 2**53
+
+
+def _noise(model: Any, slot: float) -> int:
+    both = model.noise[int(slot)]  # the other word of the slot, and the chance of the first
+    return int(slot) if slot % 1 < both % 1 else int(both)
+
+
+def _parts(model: Any, word: int) -> np.ndarray:
+    """Rows of the table that a word is the mean of."""
+    return model.parts[slice(*model.part_offsets[word : word + 2])] if len(model.parts) else np.array([word])
+
+
+def _targets(model: Any, word: int, drawn: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Rows of the table, their labels, and 1 where they count: the word itself is no noise."""
+    ids = [word, *drawn] if model.negative else []
+    path = slice(*model.node_offsets[word : word + 2]) if len(model.nodes) else slice(0)
+    rows = [model.contexts + t for t in ids] + model.nodes[path].tolist()
+    labels = [float(n == 0) for n in range(len(ids))] + model.turns[path].tolist()
+    counts = [float(n == 0 or t != word) for n, t in enumerate(ids)] + [1.0] * (len(rows) - len(ids))
+    return rows, np.array(labels, np.float32), np.array(counts, np.float32)
