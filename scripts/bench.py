@@ -56,7 +56,7 @@ class Command:
     only: str = ""
     """Groups of cases to measure, with commas between; left out, all. tokenizers: encode, cold, threads, short, decode,
     count, first, train, unigram. vectors: speed, glove, quality, memory, nearest. model: forward, train, decode,
-    memory, compiled (only if named), and shapes: 5M, 27M, 22M-32k."""
+    memory, compiled (only if named), shapes: 5M, 27M, 22M-32k, and families: llama, gpt2."""
     own: Annotated[str, tyro.conf.arg(name="with")] = ""
     """FILE.py:FUNCTION of your own to race too. tokenizers: it is called with the vocabulary's file or folder and
     returns an encoder, which is called with a text and returns its ids. model: it is called with the ModelConfig and a

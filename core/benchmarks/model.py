@@ -8,8 +8,8 @@
                model, and a C++ compiler
 
 Three shapes: 5M (vocabulary 4,096, width 256, 6 layers, 16 × 256 tokens), 27M (8,192, 512, 8 layers, 2 × 512) and
-22M-32k (32,000, 384, 6 layers, 2 × 512), each as Llama and, where nanoGPT is named, as GPT-2. The allocator is told to
-keep freed memory (core/training/allocator.py) for all of them, since all share the process.
+22M-32k (32,000, 384, 6 layers, 2 × 512), each as Llama and, where nanoGPT or gpt2 is named, as GPT-2. The allocator is
+told to keep freed memory (core/training/allocator.py) for all of them, since all share the process.
 
 A row's share is the model's work (models/config.py) over the best product of two matrices, measured after it.
 
@@ -40,6 +40,7 @@ from luthier.models.transformer import Transformer
 __all__ = ["GROUPS", "SHAPES", "run"]
 
 GROUPS = ("forward", "train", "decode", "memory", "compiled")
+FAMILIES = ("llama", "gpt2")
 PROMPT, NEW = 64, 64  # tokens
 BUDGET = 12.0  # seconds a tool may take in one race
 NEAR_LOGITS, NEAR_LOSS = 2e-5, 1e-5
@@ -64,11 +65,11 @@ SHAPES = {
 
 
 def run(*, only: Sequence[str] = (), own: str | None = None, peer: Sequence[str] = (), repeats: int = 5) -> list[Row]:
-    """All rows; `only` names groups and shapes. Raises ConfigError for a name that is none or a peer not there."""
+    """All rows; `only` names groups, shapes, families. Raises ConfigError for a name or a peer that is none."""
+    known = (*GROUPS, *SHAPES, *FAMILIES)
     for name in only:
-        if name not in (*GROUPS, *SHAPES):
-            hint = did_you_mean(name, (*GROUPS, *SHAPES))
-            raise ConfigError(f"--only {name}: no such group{hint}; there are {', '.join((*GROUPS, *SHAPES))}")
+        if name not in known:
+            raise ConfigError(f"--only {name}: no such group{did_you_mean(name, known)}; there are {', '.join(known)}")
     paths, tool = paths_of(tuple(peer)), load_own(own) if own else None
     groups = [g for g in GROUPS if g in only] or list(GROUPS[:-1])
     if "compiled" in groups and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -76,7 +77,7 @@ def run(*, only: Sequence[str] = (), own: str | None = None, peer: Sequence[str]
     keep_freed_memory()
     rows: list[Row] = []
     for name in [s for s in SHAPES if s in only] or SHAPES:
-        for family in ("llama", "gpt2") if "nanogpt" in paths else ("llama",):
+        for family in [f for f in FAMILIES if f in only] or FAMILIES[: 1 + ("nanogpt" in paths)]:
             shape = _of(family, SHAPES[name])
             case = f"{name} {family}, {shape.rows} × {shape.config.max_position_embeddings}"
             rows += _measured(case, shape, groups, paths, tool, repeats)
