@@ -15,24 +15,27 @@ from luthier.scripts.cli import parse, run
 
 @dataclass
 class Command:
-    """Tune a model on question-and-answer pairs or conversations; only the assistant's words are trained.
+    """Tune a model on question-and-answer pairs, conversations or preferences; only the assistant's words are trained.
 
     Goes in: a model folder, our own or a Llama-like one of Hugging Face's; questions.jsonl of a corpus (stable pairs
     of the training split are used, in all their wordings), or JSON lines of conversations (OpenAI messages, ShareGPT,
-    Alpaca, prompt and completion).
+    Alpaca, prompt and completion); for --objective dpo, JSON lines of preferences (prompt, chosen, rejected).
 
-    Comes out: a Hugging Face model folder with metrics.jsonl and trained_pairs.jsonl, every wording that was trained.
+    Comes out: a Hugging Face model folder with metrics.jsonl and trained_pairs.jsonl, every wording that was trained;
+    with --lora-rank an adapter folder in PEFT's format, which opens like a model, or with --merge a model again.
 
     Example: luthier finetune build/model build/corpus/questions.jsonl --replay build/shards --out build/tuned
+    Example: luthier finetune build/model talks.jsonl --lora-rank 8 --quantize nf4 --out build/adapter
+    Example: luthier finetune build/tuned preferences.jsonl --objective dpo --beta 0.1 --out build/preferred
 
     Takes about 45 s for 150 pairs in four wordings each with a model of 2.4 million parameters on 2 cores.
     Interrupted, the same command goes on from its last checkpoint and ends with the same weights, bit by bit.
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder of the model to start from."""
+    """Folder of the model to start from; an adapter's folder, too."""
     data: tyro.conf.Positional[tuple[Path, ...]]
-    """Files of questions or conversations, or corpus folders that hold questions.jsonl."""
+    """Files of questions, conversations or preferences, or corpus folders that hold questions.jsonl."""
     replay: Path | None = None
     """Folder of shards to mix in, so that the language is not forgotten."""
     tokenizer: Path | None = None

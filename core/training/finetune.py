@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["FinetuneConfig", "FinetuneSummary", "finetune"]
 
 RATE, ADAPTER_RATE = 1.2e-2, 5e-3  # learning rates at a width of 192
-DPO_SHARE = 0.02  # of that, for DPO
+DPO_SHARE = 0.1  # of that, for DPO
 REFERENCE = "reference.npy"
 
 
