@@ -35,6 +35,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "train-vectors": ("train_vectors", "Word2Vec or GloVe vectors from text or tokens"),
         "pretrain": ("pretrain", "a decoder model from shards, its embedding started from vectors"),
         "finetune": ("finetune", "a model on conversations or question-and-answer pairs"),
+        "export": ("export", "a model for other programs, GGUF too, and the proof that it says the same"),
         "evaluate": ("evaluate", "how a model behaves before and after tuning, with a report"),
     },
     "Assistant": {

@@ -203,6 +203,7 @@ STAGES: dict[str, Callable[[Path, Wish], None]] = {
     "train-vectors": _vectors,
     "pretrain": _model,
     "finetune": _model,
+    "export": _model,
     "index": _index,
     "evaluate": _evaluation,
     "evaluate-vectors": _scores,

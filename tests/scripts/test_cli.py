@@ -12,7 +12,7 @@ from luthier.scripts.cli import VERBS, main, run
 ALL_VERBS = [verb for group in VERBS.values() for verb in group]
 ISSUED = (
     "new run collect questions train-tokenizer train-vectors encode pretrain finetune evaluate index chat write serve "
-    "show bench demo replay verify"
+    "show bench demo replay verify export"
 )
 
 
