@@ -26,7 +26,7 @@ from luthier.core.benchmarks.timing import AGAIN, Memory, Row, Tool, in_child, m
 __all__ = ["train", "unigram"]
 
 END = "<|endoftext|>"
-WARM = 100_000  # characters that are trained on first, so that everything is imported and compiled
+WARM = [f"{n} is a number, and {n * n} is its square.\n" for n in range(3000)]  # trained on first: all is compiled then
 JUDGED = 1_000_000  # characters of the text that a vocabulary is judged by where merges cannot be compared
 Merges = list[tuple[bytes, bytes]]
 
@@ -89,7 +89,7 @@ def _in_turn(group: str, label: str, text: str, size: int, threads: int, repeats
 def _once(group: str, name: str, text: str, size: int, threads: int) -> tuple[Any, Memory]:
     """In a process of its own: what the package learns, and the memory it takes once all is imported."""
     trainer = GROUPS[group][name]
-    trainer.prepare(Work(documents(text[:WARM]), 1000, threads))()
+    trainer.prepare(Work(WARM, 300, threads))()
     work = Work(documents(text), size, threads)
     train = trainer.prepare(work)
     with most_memory() as memory:
@@ -99,7 +99,7 @@ def _once(group: str, name: str, text: str, size: int, threads: int) -> tuple[An
 
 def _race(group: str, names: Sequence[str], text: str, size: int, threads: int, repeats: int, label: str) -> list[Row]:
     """In a process of its own: all in turn. What they learned was compared before."""
-    GROUPS[group]["ours"].prepare(Work(documents(text[:WARM]), 1000, threads))()  # loads what Numba compiled
+    GROUPS[group]["ours"].prepare(Work(WARM, 300, threads))()  # loads what Numba compiled
     work = Work(documents(text), size, threads)
     tools = {_label(name): Tool(GROUPS[group][name].prepare(work), same=None) for name in names}
     return race(label, "s", tools, min(repeats, 3), group=group)
