@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from luthier.core.data.conversations import Message, encode_conversation
@@ -38,7 +39,7 @@ def reward(model: Transformer, tokenizer: Tokenizer, pair: Preference, chosen: b
     return BETA * log_TV.gather(1, ids_T[1:, None])[:, 0][torch.from_numpy(trained[1:])].mean()
 
 
-def test_simpo(tmp_path: Path) -> None:
+def test_simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = train_bpe(["Part 1? Of wood. No. user assistant"] * 3, 280)
     save_tokenizer(tokenizer, tmp_path / "model")
     shape = preset(
@@ -60,9 +61,10 @@ def test_simpo(tmp_path: Path) -> None:
     rows = [{"prompt": p.prompt[0].content, "chosen": p.chosen[0].content, "rejected": "No."} for p in PAIRS]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = Path(__file__).parents[2] / "examples" / "own_objective.py"
-    words = [sys.executable, str(script), "model", "p.jsonl", "out"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "6 preferences, 6 steps" in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), "model", "p.jsonl", "out"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "6 preferences, 6 steps" in capsys.readouterr().out
     assert len(script.read_text().splitlines()) < 40
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert abs(json.loads(lines[0])["loss"] * 6 - float(expected)) < 1e-4 * float(expected)

@@ -52,7 +52,7 @@ def answers(folder: Path) -> list[str]:
     return [a.text for a in assistant.answers([r["prompt"] for r in ROWS])]
 
 
-@pytest.mark.parametrize(("kind", "quantize"), [("lora", "none"), ("dora", "none"), ("rslora", "nf4")])
+@pytest.mark.parametrize(("kind", "quantize"), [("lora", "none"), ("rslora", "nf4")])
 def test_an_adapter_answers_and_so_does_the_merged_model(
     base: Path, tmp_path: Path, kind: Any, quantize: Any, capsys: Any
 ) -> None:
