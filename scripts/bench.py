@@ -41,11 +41,11 @@ class Command:
 
     `luthier bench kernels` has flags of its own: luthier bench kernels --help.
 
-    Takes about three minutes for tokenizers, two for vectors, eight for model, one for kernels on a CPU and eight on a
-    card. Peers that are not installed are left out: pip install -e ".[bench]" brings them.
+    Takes about three minutes for tokenizers, two for vectors, eight for model and for training, one for kernels on a
+    CPU and eight on a card. Peers that are not installed are left out: pip install -e ".[bench]" brings them.
     """
 
-    what: tyro.conf.Positional[Literal["tokenizers", "vectors", "model", "kernels"]]
+    what: tyro.conf.Positional[Literal["tokenizers", "vectors", "model", "training", "kernels"]]
     """What to measure."""
     text: Annotated[tuple[Path, ...], Often] = ()
     """Text file to measure on; given several times, each is a kind of text. Left out: for tokenizers Python's
@@ -56,7 +56,8 @@ class Command:
     only: str = ""
     """Groups of cases to measure, with commas between; left out, all. tokenizers: encode, cold, threads, short, decode,
     count, first, train, unigram. vectors: speed, glove, quality, memory, nearest. model: forward, train, decode,
-    memory, compiled (only if named), shapes: 5M, 27M, 22M-32k, and families: llama, gpt2."""
+    memory, compiled (only if named), shapes: 5M, 27M, 22M-32k, and families: llama, gpt2. training: quality, loop,
+    tuning."""
     own: Annotated[str, tyro.conf.arg(name="with")] = ""
     """FILE.py:FUNCTION of your own to race too. tokenizers: it is called with the vocabulary's file or folder and
     returns an encoder, which is called with a text and returns its ids. model: it is called with the ModelConfig and a
@@ -66,7 +67,7 @@ class Command:
     """Only vectors: word sets to compare quality on, as for `luthier evaluate`."""
     peer: Annotated[tuple[str, ...], Often] = ()
     """NAME=PATH of what to race too. vectors: word2vec, fasttext, or glove (the folder of its build). model: litgpt
-    (the folder it was installed into) or nanogpt (its model.py)."""
+    (the folder it was installed into) or nanogpt (its model.py). training: nanogpt (a checkout's folder)."""
     against: Path | None = None
     """A saved result: also print how each row changed since, and which changes are more than noise."""
     repeats: int = 5

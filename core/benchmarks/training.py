@@ -1,0 +1,298 @@
+"""Whole training runs beside the others': time to a quality, tokens a second, memory.
+
+    quality     seconds from the command to a validation loss of 1.88 nats a character on tiny Shakespeare (--text; the
+                last tenth is held out), each tool as it is shipped: examples/shakespeare here, nanoGPT's command for a
+                CPU there (--peer nanogpt=FOLDER, a checkout). Equal: the loss is reached
+    loop        tokens/s of pretraining: `fit` and transformers' Trainer, the same weights, windows and batch size
+    tuning      real (not padding) tokens/s of fine-tuning on conversations of 20 to 200 tokens: `fit` with packing,
+                TRL's SFTTrainer with padding and with packing, 8 conversations' worth of tokens a step
+
+Every run has a process of its own, in which memory that is freed stays with it (core/training/allocator.py), theirs
+too; imports and the making of the model are not counted in loop and tuning, all else is. Equal there: before the first
+step the loss over all examples is the same to 1e-4. The most memory that the process held is a row of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.core.benchmarks.timing import Row, in_child, most_memory, rows_of
+from luthier.core.console import say
+from luthier.core.errors import ConfigError, did_you_mean
+
+__all__ = ["GROUPS", "run"]
+
+GROUPS = ("quality", "loop", "tuning")
+TARGET = 1.88  # nats a character: what nanoGPT's README reports for its setting on a CPU
+NANO = [
+    *("config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=100"),
+    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"),
+    *("--lr_decay_iters=2000", "--dropout=0.0"),
+]
+SHAPE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8}
+SHAPE |= {"num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 512}
+ROWS, CONTEXT, STEPS, TALKS = 8, 256, 4, 48
+
+
+def run(*, text: Path | None = None, only: Sequence[str] = (), peer: Sequence[str] = (), repeats: int = 3) -> list[Row]:
+    """All rows; `only` names groups. Raises ConfigError for a name or a peer that is none."""
+    for name in only:
+        if name not in GROUPS:
+            raise ConfigError(
+                f"--only {name}: no such group{did_you_mean(name, GROUPS)}; there are {', '.join(GROUPS)}"
+            )
+    paths: dict[str, str] = dict((name, path) for name, _, path in (one.partition("=") for one in peer))
+    if paths.keys() - {"nanogpt"} or not all((Path(path) / "train.py").is_file() for path in paths.values()):
+        raise ConfigError(f"--peer {' '.join(peer)}: expected nanogpt=FOLDER, a checkout with its train.py")
+    groups, rows = only or GROUPS, []
+    if "quality" in groups and text is None:
+        say("quality is left out: --text tinyshakespeare.txt")
+    elif "quality" in groups and text is not None:
+        rows += _quality(text, paths.get("nanogpt"), repeats)
+    for group, measure in (("loop", LOOPS), ("tuning", TUNERS)):
+        if group in groups:
+            rows += _race(group, measure, repeats)
+    return rows
+
+
+# ---------------------------------------------------------------- time to a quality
+
+
+def _quality(text: Path, nanogpt: str | None, repeats: int) -> list[Row]:
+    tools: dict[str, Callable[[], tuple[float, float]]] = {"ours": lambda: _recipe(text)}
+    if nanogpt:
+        tools["nanoGPT"] = lambda: _nanogpt(Path(nanogpt), text)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in tools}
+    for _ in range(repeats):
+        for name, tool in tools.items():
+            found[name].append(tool())
+            say(f"  {name}: {found[name][-1][0]:.1f} s, loss {found[name][-1][1]:.3f}")
+    losses = {name: max(loss for _, loss in runs) for name, runs in found.items()}
+    return rows_of(
+        f"tiny Shakespeare to {TARGET}: losses " + ", ".join(f"{n} {x:.3f}" for n, x in losses.items()),
+        "s",
+        {name: [seconds for seconds, _ in runs] for name, runs in found.items()},
+        {name: loss <= TARGET for name, loss in losses.items()},
+        group="quality",
+        check=f"the last validation loss is at most {TARGET}",
+    )
+
+
+def _recipe(text: Path) -> tuple[float, float]:
+    """Seconds of examples/shakespeare from its command to its end, and the validation loss."""
+    import json
+
+    recipe = Path(__file__).resolve().parents[2] / "examples" / "shakespeare" / "train.py"
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, recipe, text.resolve(), "build"], cwd=folder, check=True, stdout=sys.stderr)
+        seconds = time.perf_counter() - started
+        rows = [json.loads(line) for line in (Path(folder) / "build/model/metrics.jsonl").read_text().splitlines()]
+    return seconds, [row["validation_loss"] for row in rows if "validation_loss" in row][-1]
+
+
+def _nanogpt(folder: Path, text: Path) -> tuple[float, float]:
+    """Seconds until nanoGPT's log shows the target, or of the whole run, and the validation loss then."""
+    data = folder / "data" / "shakespeare_char"
+    if not (data / "train.bin").is_file():
+        (data / "input.txt").write_bytes(text.read_bytes())
+        subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=sys.stderr)
+    started, loss = time.perf_counter(), float("inf")
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-u", "train.py", *NANO, f"--out_dir={out}"]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                if shown := re.search(r"val loss (\d+\.\d+)", line):
+                    loss = float(shown.group(1))
+                if loss <= TARGET:
+                    process.terminate()
+                    break
+    return time.perf_counter() - started, loss
+
+
+# ---------------------------------------------------------------- tokens a second
+
+
+def _race(group: str, tools: dict[str, Callable[..., Any]], repeats: int) -> list[Row]:
+    """Each tool `repeats` times in turn, in processes of their own; tokens/s and memory."""
+    able = {name: tool for name, tool in tools.items() if name == "ours" or all(map(find_spec, NEEDS[name]))}
+    found: dict[str, list[tuple[float, int, float]]] = {name: [] for name in able}
+    with tempfile.TemporaryDirectory() as folder:
+        in_child(_make_model, Path(folder))
+        for _ in range(repeats):
+            for name, tool in able.items():
+                quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+                found[name].append(in_child(_measured, tool, Path(folder), environment=quiet))
+                say(f"  {name}: {found[name][-1][0]:,.0f} tokens/s")
+    first = found["ours"][0][2]
+    equal = {name: all(abs(loss - first) <= 1e-4 * first for _, _, loss in runs) for name, runs in found.items()}
+    case = f"{group}: 5 M parameters, vocabulary 4,096"
+    check = "before the first step the loss is the same to 1e-4"
+    speed = {name: [speed for speed, _, _ in runs] for name, runs in found.items()}
+    most = {name: [memory / 1e6 for _, memory, _ in runs] for name, runs in found.items()}
+    return [
+        *rows_of(case, "tokens/s", speed, equal, group=group, check=check),
+        *rows_of(f"{case}, memory", "MB", most, equal, group=group, check=check, more_is_better=False),
+    ]
+
+
+def _measured(tool: Callable[[Path], tuple[int, float, Callable[[], Any]]], folder: Path) -> tuple[float, int, float]:
+    """Tokens a second, bytes of memory, the loss before the first step. A tool gives tokens, loss and what to run."""
+    from luthier.core.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    tokens, loss, train = tool(folder)
+    with most_memory() as memory:
+        started = time.perf_counter()
+        train()
+        seconds = time.perf_counter() - started
+    return tokens / seconds, memory.most, loss
+
+
+def _make_model(folder: Path) -> None:
+    from luthier.models.checkpoints import save_model
+    from luthier.models.config import ModelConfig
+    from luthier.models.transformer import Transformer
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import save_tokenizer
+
+    save_model(Transformer(ModelConfig(**SHAPE)), folder, eos_token_id=0, pad_token_id=3)
+    save_tokenizer(train_bpe(["no text is read here"], 300), folder)
+
+
+def _windows() -> np.ndarray:
+    return np.random.default_rng(0).integers(4, SHAPE["vocab_size"], (STEPS * ROWS, CONTEXT + 1))
+
+
+def _talks() -> list[tuple[np.ndarray, int]]:
+    """Ids of each conversation, and how many of them are the question."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(4, SHAPE["vocab_size"], int(n)) for n in random.integers(20, 201, TALKS)]
+    return [(talk, len(talk) // 2) for talk in ids]
+
+
+def _ours_fit(folder: Path, batches: list[Any], tokens: int) -> tuple[int, float, Callable[[], Any]]:
+    import torch
+
+    from luthier.core.training.loop import evaluate_loss, fit, next_token_loss
+    from luthier.core.training.optimizers import make_optimizers
+    from luthier.models.checkpoints import load_model
+
+    model = load_model(folder)
+    loss = evaluate_loss(model, batches, next_token_loss)
+    optimizers = make_optimizers(model, name="adamw", lr=1e-4)
+    torch.manual_seed(0)
+
+    def train() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            steps = len(batches)
+            fit(model, optimizers, batches.__getitem__, steps=steps, factor=lambda _: 1.0, folder=Path(out))
+
+    return tokens, loss, train
+
+
+def ours_loop(folder: Path) -> tuple[int, float, Callable[[], Any]]:
+    """Our loop over windows."""
+    import torch
+
+    from luthier.core.training.batches import Batch
+
+    rows = torch.from_numpy(_windows()).view(STEPS, ROWS, CONTEXT + 1)
+    batches = [Batch(r[:, :-1], r[:, 1:], torch.zeros(ROWS, CONTEXT, dtype=torch.int64)) for r in rows]
+    return _ours_fit(folder, batches, rows.numel() - STEPS * ROWS)
+
+
+def ours_tuning(folder: Path) -> tuple[int, float, Callable[[], Any]]:
+    """Our loop over packs."""
+    from luthier.core.training.batches import IGNORED, Example, pack
+
+    examples = []
+    for ids, asked in _talks():
+        labels = ids[1:].copy()
+        labels[: asked - 1] = IGNORED
+        examples.append(Example(ids[:-1], labels, np.zeros(len(labels), np.int64)))
+    batches = [pack(examples[i : i + ROWS], 512, 3) for i in range(0, TALKS, ROWS)]
+    return _ours_fit(folder, batches, sum(len(ids) for ids, _ in _talks()))
+
+
+def _settings(kind: Any, **more: Any) -> Any:
+    return kind(
+        output_dir=tempfile.mkdtemp(), num_train_epochs=1, learning_rate=1e-4, lr_scheduler_type="constant",
+        use_cpu=True, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+        logging_steps=1000, **{"per_device_train_batch_size": ROWS, **more},
+    )  # fmt: skip
+
+
+def trainer_loop(folder: Path) -> tuple[int, float, Callable[[], Any]]:
+    """transformers' Trainer over the same windows: T + 1 tokens a row, of which T are trained."""
+    import torch
+    import transformers
+
+    rows = [{"input_ids": r, "labels": r} for r in _windows().tolist()]
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    collate = lambda batch: {k: torch.tensor([r[k] for r in batch]) for k in batch[0]}  # noqa: E731
+    loss = _their_loss(model, [torch.tensor(r["input_ids"]) for r in rows], [1] * len(rows))
+    settings = _settings(transformers.TrainingArguments)
+    trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collate)  # pyright: ignore[reportArgumentType]
+    return STEPS * ROWS * CONTEXT, loss, trainer.train
+
+
+def _trl(folder: Path, **more: Any) -> tuple[int, float, Callable[[], Any]]:
+    import torch
+    import transformers
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+
+    trl = importlib.import_module("trl")
+    talks = _talks()
+    rows = [{"input_ids": i.tolist(), "labels": [-100] * n + i[n:].tolist()} for i, n in talks]
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    loss = _their_loss(model, [torch.from_numpy(ids) for ids, _ in talks], [n for _, n in talks])
+    settings = _settings(trl.SFTConfig, **more)
+    trainer = trl.SFTTrainer(model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=words)
+    return sum(len(ids) for ids, _ in talks), loss, trainer.train
+
+
+def trl_padded(folder: Path) -> tuple[int, float, Callable[[], Any]]:
+    """TRL as it comes: rows padded to the longest of their batch."""
+    return _trl(folder, max_length=None)
+
+
+def trl_packed(folder: Path) -> tuple[int, float, Callable[[], Any]]:
+    """TRL with packing into rows of 512, as many of them a step as hold 8 conversations on average."""
+    return _trl(folder, packing=True, max_length=512, per_device_train_batch_size=2)
+
+
+def _their_loss(model: Any, rows: list[Any], asked: list[int]) -> float:
+    """Mean loss over the trained tokens, a row at a time."""
+    import torch
+
+    total, count = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for ids, first in zip(rows, asked, strict=True):
+            logits = model(ids[None]).logits[0, first - 1 : -1]
+            total += float(torch.nn.functional.cross_entropy(logits, ids[first:], reduction="sum"))
+            count += len(ids) - first
+    model.train()
+    return total / count
+
+
+LOOPS: dict[str, Callable[..., Any]] = {"ours": ours_loop, "transformers Trainer": trainer_loop}
+TUNERS: dict[str, Callable[..., Any]] = {"ours": ours_tuning, "TRL": trl_padded, "TRL packing": trl_packed}
+NEEDS = {
+    "transformers Trainer": ("transformers", "accelerate"),
+    "TRL": ("trl", "datasets"),
+    "TRL packing": ("trl", "datasets"),
+}
