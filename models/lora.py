@@ -122,7 +122,10 @@ class AdaptedLinear(nn.Module):
     def _product(self, x: Tensor, adapter: Adapter) -> Tensor:
         if isinstance(self.base, Nf4Linear):
             return self.base.product(x) + adapter.scale * F.linear(F.linear(x, adapter.a), adapter.b)
-        return lora_linear(x, self.base.weight, adapter.a, adapter.b, scale=adapter.scale)
+        operands = (x, self.base.weight, adapter.a, adapter.b)
+        if torch.is_autocast_enabled(x.device.type):  # a kernel of ours is not on autocast's list
+            operands = [t.to(torch.get_autocast_dtype(x.device.type)) for t in operands]
+        return lora_linear(*operands, scale=adapter.scale)
 
     @torch.no_grad()
     def _length(self, adapter: Adapter) -> Tensor:

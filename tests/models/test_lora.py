@@ -132,6 +132,22 @@ def test_several_adapters_hang_on_one_base() -> None:
         add_adapter(model, name="letters")
 
 
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_in_bfloat16(four_bits: bool) -> None:
+    """Under autocast, and with all weights in bfloat16: near float32, and gradients reach the adapter."""
+    model = model_of()
+    if four_bits:
+        quantize_base(model)
+    add_adapter(model, LoraConfig(4, kind="dora"))
+    exact = logits(stirred(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(IDS)
+    assert (out.float() - exact).norm() < 0.03 * exact.norm()
+    out.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad and p.grad is not None)
+    assert (logits(model.to(torch.bfloat16)).float() - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"kind": "loha"}, {"targets": ("query",)}])
 def test_settings_that_cannot_be(wrong: Any) -> None:
     with pytest.raises(LoraError, match=next(iter(wrong))):
