@@ -64,6 +64,9 @@ class PretrainConfig(LoopConfig):
     """Key and value heads of a layer; divides num_attention_heads."""
     context: int = 256
     """Tokens a window. The model's max_position_embeddings is the preset's, or this where it is longer."""
+    scale_positions: Literal["", "linear", "dynamic", "yarn", "llama3"] = ""
+    """With --base: how its rotary positions are scaled where `context` is longer than it can read (models/config.py);
+    left out, `context` is cut to what it reads."""
     batch_size: int = 8
     """Windows a step."""
     micro_batch: int = 0
@@ -275,6 +278,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.schedules import learning_rate_factor
     from luthier.models.config import flops_per_token
+    from luthier.models.resize import extend_context
     from luthier.models.transformer import Transformer
 
     use_machine(config.threads)
@@ -282,7 +286,9 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     train = [open_shards(folder, "train") for folder in given.shards]
     if given.base is not None:
         model = open_base(given.base, given.tokenizer)
-        config = replace(config, context=min(config.context, model.config.max_position_embeddings))
+        if config.scale_positions and config.context > model.config.context:
+            model.config = extend_context(model.config, config.context, config.scale_positions)
+        config = replace(config, context=min(config.context, model.config.context))
     else:
         model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
     shape = model.config

@@ -148,3 +148,14 @@ def test_a_tokenizer_that_changes_ids_is_refused(base, tmp_path):
     with pytest.raises(InputError, match="gives ids another meaning"):
         finetune(base / "model", [base / "q.jsonl"], tmp_path / "tuned", tokenizer=tmp_path / "other")
     assert not (tmp_path / "tuned").exists() and not (tmp_path / "model").exists()
+
+
+def test_a_longer_context_by_scaled_positions(base, tmp_path):
+    """300 tokens are more than the base's 256: cut without the flag, read with it; the folder keeps the scaling."""
+    shards, longer = base / "shards", TINY | {"context": 300, "steps": 1}
+    pretrain(shards, tmp_path / "cut", PretrainConfig(**longer), base=base / "model")
+    assert load_model(tmp_path / "cut").config.context == 256
+    longer["scale_positions"] = "yarn"
+    pretrain(shards, tmp_path / "long", PretrainConfig(**longer), base=base / "model")
+    config = load_model(tmp_path / "long").config
+    assert config.context == 300 and config.rope_scaling is not None and config.rope_scaling.rope_type == "yarn"
