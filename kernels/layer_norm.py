@@ -146,4 +146,6 @@ def layer_norm(
     if use_triton("layer_norm", impl, x):
         check_floats("layer_norm", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
         return _TritonLayerNorm.apply(x, weight, bias, eps)  # pyright: ignore[reportReturnType]
-    return F.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
+    wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the sums of dg and db would be, too
+    bias = None if bias is None else bias.to(wide)
+    return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias, eps).to(x.dtype)

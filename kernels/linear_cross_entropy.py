@@ -127,6 +127,7 @@ def _blocks(
             torch.mm(dz, weight, out=dx[block])
         if dW is not None:
             dW.addmm_(dz.T, x[block])
+        del dz  # before the next block's logits are made
     return loss, dx, dW
 
 
@@ -142,15 +143,20 @@ class _Sum(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None, triton: bool, options: Any
     ) -> Tensor:
-        loss, dx, dW = _blocks(x, weight, labels, weights, ctx.needs_input_grad[:2], triton, options)
-        ctx.save_for_backward(dx, dW)
+        loss, *ctx.slopes = _blocks(x, weight, labels, weights, ctx.needs_input_grad[:2], triton, options)
+        ctx.save_for_backward(x, weight, labels, weights)
+        ctx.how = (triton, options)
         return (loss if weights is None else loss * weights).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        dx, dW = (None if d is None else d * scale.to(d.dtype) for d in ctx.saved_tensors)
+        slopes, ctx.slopes = ctx.slopes, None  # given away, not copied: dW may be as large as the model
+        if slopes is None:  # a second pass back through the same graph
+            x, weight, labels, weights = ctx.saved_tensors
+            slopes = _blocks(x, weight, labels, weights, ctx.needs_input_grad[:2], *ctx.how)[1:]
+        dx, dW = (None if d is None else d.mul_(scale.to(d.dtype)) for d in slopes)
         return dx, dW, None, None, None, None
 
 

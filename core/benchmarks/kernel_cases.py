@@ -56,6 +56,8 @@ class Problem:
     floor: float = FLOOR
     steps: int = 0
     """Tools change their inputs, lists of tensors, in place; so many steps are taken before the gate looks."""
+    near: float = 1.0
+    """How many times farther from each other two tools' results may be at full size than usual."""
     logits: int = 0
     """Bytes of the logits that the kernel does not hold."""
 
@@ -75,6 +77,8 @@ class Kernel:
     """For the gate and for the interpreter."""
     function: str
     """How a function of one's own is called."""
+    whole: bool = False
+    """In float32 unless --dtype says otherwise."""
 
 
 # ---------------------------------------------------------------- attention
@@ -244,7 +248,7 @@ def _muon(where: Where, shape: Shape) -> Problem:
     inputs, passes = [where.normal(N, R, C, learned=False)], muon.cost(N, R, C, where.dtype.itemsize)
     # Five turns carry a rounding on: the formula in the same dtype does not bound another order of its sums.
     floor = 1e-4 if where.dtype == torch.float32 else 0.03
-    return Problem(f"{N} of {R:,} × {C:,}", inputs, plain, tools, passes, floor=floor)
+    return Problem(f"{N} of {R:,} × {C:,}", inputs, plain, tools, passes, floor=floor, near=4.0)
 
 
 def _lora(where: Where, shape: Shape) -> Problem:
@@ -306,10 +310,12 @@ KERNELS: dict[str, Kernel] = {
     "adamw": Kernel(
         "N", _adamw, False, card=[(2**28,)], cpu=(2**20,), small=(5000,),
         function="f(params, grads, m, v), lists of tensors, in place: step 3, lr 1e-3, betas .9 .95, decay .1",
+        whole=True,
     ),
     "adamw_8bit": Kernel(
         "N", _adamw_8bit, False, card=[(2**28,)], cpu=(2**18,), small=(5000,),
         function="f(params, grads, m, m_scale, v, v_scale), lists of tensors, in place: step 1, the rest as adamw",
+        whole=True,
     ),
     "muon": Kernel(
         "N,R,C", _muon, True, card=[(1, 4096, 4096), (8, 1024, 4096)], cpu=(4, 192, 512), small=(2, 140, 96),

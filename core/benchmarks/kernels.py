@@ -77,7 +77,7 @@ def _backward(problem: Problem, outs: list[Tensor], slopes: list[Tensor]) -> lis
 def once(problem: Problem, tool: Callable[..., Any]) -> list[Tensor]:
     """All results at full size: outputs and gradients, or what a step made of its lists."""
     if problem.steps:
-        return _after(problem, tool, None, times=1)
+        return _after(problem, tool, None, times=1)[: len(problem.inputs[0])]  # the weights
     outs = _forward(problem, tool)
     return [*(out.detach() for out in outs), *(_backward(problem, outs, _slopes(outs)) if _leaves(problem) else [])]
 
@@ -107,12 +107,12 @@ def gate(problem: Problem, tool: Callable[..., Any]) -> list[str]:
     return [f"list number {i} is off by {w:.3g}, may be {b:.3g}" for i, (w, b) in enumerate(worst) if not w <= b]
 
 
-def _near(a: Sequence[Tensor], b: Sequence[Tensor], dtype: torch.dtype) -> bool:
+def _near(a: Sequence[Tensor], b: Sequence[Tensor], most: float) -> bool:
     """Whether two tools' results are near each other, by norm."""
     if len(a) != len(b):
         return False
     pairs = [(x.float(), y.float()) for x, y in zip(a, b, strict=True)]
-    return all(float((x - y).abs().max()) <= NEAR[dtype] * (float(y.abs().max()) + 1e-6) for x, y in pairs)
+    return all(float((x - y).abs().max()) <= most * (float(y.abs().max()) + 1e-6) for x, y in pairs)
 
 
 # ---------------------------------------------------------------- time
@@ -190,7 +190,7 @@ def _peaks(where: Where, clock: device_time) -> tuple[dict[str, float], list[Row
 # ---------------------------------------------------------------- one problem
 
 
-def _judged(kernel: Kernel, where: Where, problem: Problem, own: Any, small: Problem) -> dict[str, bool]:
+def _judged(where: Where, problem: Problem, small: Problem) -> dict[str, bool]:
     """Which tools are right; one that fails is left out. Raises what ours raises."""
     right: dict[str, bool] = {}
     expected: list[Tensor] = []
@@ -199,7 +199,7 @@ def _judged(kernel: Kernel, where: Where, problem: Problem, own: Any, small: Pro
             wrong = [] if name in LATE else gate(small, small.tools.get(name, tool))
             found = once(problem, tool)
             expected = expected or found
-            if not _near(found, expected, where.dtype):
+            if not _near(found, expected, problem.near * NEAR[where.dtype]):
                 wrong.append("far from ours at full size")
         except Exception as error:
             if name == "ours":
@@ -291,14 +291,15 @@ def run(
     peaks, rows = _peaks(where, clock)
     for name in names:
         kernel = KERNELS[name]
+        at = replace(where, dtype=torch.float32) if kernel.whole and not dtype else where
         if time.monotonic() > end:
             say(f"  {name}: not begun, {seconds:g} s are over")
             continue
         for one in [shape] if shape else _shapes(kernel, where):
-            small = _with_own(kernel.build(where, small_of(kernel, shape)), tool)
-            problem = small if INTERPRETED and not shape else _with_own(kernel.build(where, one), tool)
-            right = _judged(kernel, where, problem, own, small)
-            rows += _race(where, kernel, name, problem, right, clock, peaks, repeats)
+            problem = _with_own(kernel.build(at, one), tool)
+            small = problem if INTERPRETED else _with_own(kernel.build(at, small_of(kernel, one)), tool)
+            right = _judged(at, problem, small)
+            rows += _race(at, kernel, name, problem, right, clock, peaks, repeats)
         done(rows)
     return rows
 
@@ -327,10 +328,8 @@ def _shapes(kernel: Kernel, where: Where) -> Sequence[Shape]:
     return kernel.card if where.device.type == "cuda" else [kernel.small if INTERPRETED else kernel.cpu]
 
 
-def small_of(kernel: Kernel, shape: Shape | None) -> Shape:
-    """The shape of the gate: the kernel's own, or a given one with batch and lengths cut; heads and widths stay."""
-    if shape is None:
-        return kernel.small
+def small_of(kernel: Kernel, shape: Shape) -> Shape:
+    """The shape of the gate: batch and lengths are cut, heads and widths stay."""
     letters = next(one for one in kernel.letters.split(" or ") if one.count(",") == len(shape) - 1).split(",")
     cut = [i == 0 or letter in "TS" for i, letter in enumerate(letters)]
     return tuple(min(n, kernel.small[i]) if cut[i] else n for i, n in enumerate(shape))

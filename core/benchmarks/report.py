@@ -25,6 +25,7 @@ __all__ = ["document", "read", "save", "tables", "the_change"]
 PACKAGES = (
     *("luthier", "numpy", "numba", "torch", "triton", "regex", "tiktoken", "tokenizers", "transformers", "gigatoken"),
     *("bpe-openai", "rustbpe", "sentencepiece", "gensim"),
+    *("liger-kernel", "flash-attn", "bitsandbytes"),
 )
 
 # ---------------------------------------------------------------- the document

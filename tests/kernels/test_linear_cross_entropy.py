@@ -66,6 +66,16 @@ def test_a_tied_weight_gets_both_gradients(random: Callable[..., Tensor]) -> Non
     torch.testing.assert_close(tied(lambda *a: linear_cross_entropy(*a)[0]), tied(linear_cross_entropy_reference))
 
 
+def test_a_second_pass_back_gives_the_same(random: Callable[..., Tensor]) -> None:
+    x, w = random(9, 4).requires_grad_(), random(7, 4, seed=1).requires_grad_()
+    loss = linear_cross_entropy(x, w, torch.arange(9) % 7)[0] * 3
+    once = torch.autograd.grad(loss, (x, w), retain_graph=True)
+    kept = [g.clone() for g in once]
+    again = torch.autograd.grad(loss, (x, w))
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_derivatives(random: Callable[..., Tensor]) -> None:
     x, w = (random(n, 4, seed=n, dtype=torch.float64).requires_grad_() for n in (3, 5))
     labels = torch.tensor([1, -100, 4])
