@@ -135,7 +135,7 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype, tokens: dict[str, An
     raw |= {keys.get(name, name): getattr(config, name) for name in named}
     raw |= {"torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True, **tokens}
     if config.model_type == "gpt2":
-        return raw
+        return raw | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # 0.1 unless said
     raw |= {"num_key_value_heads": config.num_key_value_heads, "head_dim": config.head_size}
     raw |= {"rope_theta": config.rope_theta, "rope_scaling": _scaling_to_json(config.rope_scaling)}
     if config.hidden_act == "gelu_new":
