@@ -91,7 +91,9 @@ class AdamW(_Stepping):
             state["step"] += 1
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
         lists = [weights, grads, [s["m"] for s in states], [s["v"] for s in states]]
-        adamw_step(*(_here(x) for x in lists), step=int(states[0]["step"]), seed=self.seed, **options)
+        place = next(i for i, one in enumerate(self.param_groups) if one is group)
+        seed = self.seed + 7919 * place  # other bits for each group
+        adamw_step(*(_here(x) for x in lists), step=int(states[0]["step"]), seed=seed, **options)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
@@ -176,11 +178,13 @@ def make_optimizers(
     betas: tuple[float, float] = (0.9, 0.95),
     weight_decay: float = 0.1,
     momentum: float = 0.95,
+    seed: int = 0,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers for a decoder: `muon` (Muon for hidden matrices, AdamW for the rest), `adamw` for all, or
     `adamw-8bit` (for hidden matrices; embedding, head and norms keep whole states, as the paper has it).
 
-    A weight counts as hidden if it has two dimensions and belongs to no embedding and not to the head.
+    `seed` is that of AdamW's rounding of bfloat16 weights. A weight counts as hidden if it has two dimensions and
+    belongs to no embedding and not to the head.
     """
     ends = {id(p) for key, m in model.named_modules() for p in m.parameters(recurse=False) if _is_end(key, m)}
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -189,8 +193,8 @@ def make_optimizers(
     plain: dict[str, Any] = {"params": rest, "weight_decay": 0.0}
     if name == "adamw":
         groups = [{"params": hidden, "weight_decay": weight_decay}, plain]
-        return [AdamW([g for g in groups if g["params"]], lr=lr, betas=betas)]
-    both: list[torch.optim.Optimizer] = [AdamW([plain], lr=lr, betas=betas)]
+        return [AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, seed=seed)]
+    both: list[torch.optim.Optimizer] = [AdamW([plain], lr=lr, betas=betas, seed=seed)]
     if hidden and name == "adamw-8bit":
         both.insert(0, AdamW8bit(hidden, lr=lr, betas=betas, weight_decay=weight_decay))
     elif hidden:
