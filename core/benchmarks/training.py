@@ -52,7 +52,7 @@ def run(*, text: Path | None = None, only: Sequence[str] = (), peer: Sequence[st
             raise ConfigError(
                 f"--only {name}: no such group{did_you_mean(name, GROUPS)}; there are {', '.join(GROUPS)}"
             )
-    paths: dict[str, str] = dict((name, path) for name, _, path in (one.partition("=") for one in peer))
+    paths = {one.partition("=")[0]: one.partition("=")[2] for one in peer}
     if paths.keys() - {"nanogpt"} or not all((Path(path) / "train.py").is_file() for path in paths.values()):
         raise ConfigError(f"--peer {' '.join(peer)}: expected nanogpt=FOLDER, a checkout with its train.py")
     groups, rows = only or GROUPS, []

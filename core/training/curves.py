@@ -16,12 +16,19 @@ __all__ = ["Curves", "check_curves"]
 
 def check_curves(config: LoopConfig) -> None:
     """ConfigError, before anything is made, if a package that is asked for is not installed."""
+    if config.tensorboard and not _there("tensorboard"):
+        raise ConfigError("tensorboard is not installed: pip install tensorboard, or leave out --tensorboard")
+    if config.wandb and not _there("wandb"):
+        raise ConfigError("wandb is not installed: pip install wandb, or leave out --wandb")
+
+
+def _there(package: str) -> bool:
     from importlib.util import find_spec
 
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("tensorboard is not installed: pip install tensorboard, or leave out --tensorboard")
-    if config.wandb and find_spec("wandb") is None:
-        raise ConfigError("wandb is not installed: pip install wandb, or leave out --wandb")
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # hidden by a None in sys.modules
+        return False
 
 
 class Curves:

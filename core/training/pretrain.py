@@ -310,7 +310,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     arguments = {
         "model": model,
         "optimizers": make_optimizers(
-            model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay
+            model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay, seed=config.seed
         ),
         "batch_at": batch_at,
         "steps": steps,
