@@ -33,7 +33,7 @@ from luthier.tokenizers.bpe_dropout import Dropout
 from luthier.tokenizers.bpe_encode import Encoder, Row, join_pairs, row_of
 from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
 from luthier.tokenizers.shares import SMALLEST, share_out
-from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, recognised
+from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, first_of, id_of, recognised
 
 __all__ = [
     "BYTE_ORDER",
@@ -113,8 +113,8 @@ class Tokenizer:
         self.added_tokens = dict(added_tokens or {})
         self.normalizer = normalizer
         self.whole_pieces = whole_pieces
-        self.eos_token = _first_of(self.special_tokens, eos_token, "<|endoftext|>", "<|end_of_text|>", "</s>")
-        self.pad_token = _first_of(self.special_tokens, pad_token, "<|pad|>", self.eos_token)
+        self.eos_token = first_of(self.special_tokens, eos_token, "<|endoftext|>", "<|end_of_text|>", "</s>")
+        self.pad_token = first_of(self.special_tokens, pad_token, "<|pad|>", self.eos_token)
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self._check_added()
@@ -133,18 +133,12 @@ class Tokenizer:
     @property
     def eos_id(self) -> int:
         """The id that ends a document. Raises SpecialTokenError where the tokenizer has none."""
-        return self._special(self.eos_token, "an end-of-text token such as <|endoftext|>")
+        return id_of(self.special_tokens, self.eos_token, "an end-of-text token such as <|endoftext|>")
 
     @property
     def pad_id(self) -> int:
         """The id that fills empty places; the end-of-text id where there is no token of its own."""
-        return self._special(self.pad_token, "a padding or end-of-text token")
-
-    def _special(self, token: str | None, what: str) -> int:
-        if token is None:
-            have = ", ".join(self.special_tokens) or "none"
-            raise SpecialTokenError(f"the tokenizer has not got {what}; its special tokens: {have}")
-        return self.special_tokens[token]
+        return id_of(self.special_tokens, self.pad_token, "a padding or end-of-text token")
 
     def __repr__(self) -> str:
         special = len(self.special_tokens)
@@ -391,7 +385,3 @@ def mended(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _first_of(have: Collection[str], *wanted: str | None) -> str | None:
-    return next((token for token in wanted if token in have), None)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import groupby, pairwise
 from os.path import commonprefix
@@ -29,12 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from luthier.tokenizers.bpe import SpecialTokenError, VocabularyError
+from luthier.tokenizers.bpe import VocabularyError
 from luthier.tokenizers.bpe_encode import Encoder, row_of
 from luthier.tokenizers.normalizer import SPACE, Normalizer
 from luthier.tokenizers.piece_cut import cut_words, finish, joints
 from luthier.tokenizers.piece_decode import PieceDecoder
-from luthier.tokenizers.special_tokens import cut_special
+from luthier.tokenizers.shares import encode_in_batches
+from luthier.tokenizers.special_tokens import cut_special, first_of, id_of
 from luthier.tokenizers.unigram import Kind
 
 __all__ = ["PieceBpeTokenizer", "join_by_the_book"]
@@ -43,7 +43,6 @@ Ids = npt.NDArray[np.int32]
 Places = npt.NDArray[np.int64]
 
 UNKNOWN_SURFACE: Final = " ⁇ "  # what sentencepiece writes for an unknown token
-BATCH: Final = 1024  # texts encoded in one go
 UNKNOWN, CONTROL, UNUSED, BYTE = map(
     int, (Kind.UNKNOWN, Kind.CONTROL, Kind.UNUSED, Kind.BYTE)
 )  # an enumeration is slow to ask
@@ -97,8 +96,8 @@ class PieceBpeTokenizer:
             self.kinds[unk_id] = Kind.UNKNOWN
         control = {self.pieces[i]: int(i) for i in np.flatnonzero(self.kinds == Kind.CONTROL)}
         self.special_tokens = dict(control if special_tokens is None else special_tokens)
-        self.eos_token = _first_of(self.special_tokens, eos_token, "</s>", "<|endoftext|>", "<eos>")
-        self.pad_token = _first_of(self.special_tokens, pad_token, "<pad>", "<|pad|>", self.eos_token)
+        self.eos_token = first_of(self.special_tokens, eos_token, "</s>", "<|endoftext|>", "<eos>")
+        self.pad_token = first_of(self.special_tokens, pad_token, "<pad>", "<|pad|>", self.eos_token)
         self.tokens = [
             self._bytes_of(i, kind, piece)
             for i, (kind, piece) in enumerate(zip(self.kinds.tolist(), self.pieces, strict=True))
@@ -116,18 +115,12 @@ class PieceBpeTokenizer:
     @property
     def eos_id(self) -> int:
         """The id that ends a document. Raises SpecialTokenError where the tokenizer has none."""
-        return self._special(self.eos_token, "an end-of-text token such as </s>")
+        return id_of(self.special_tokens, self.eos_token, "an end-of-text token such as </s>")
 
     @property
     def pad_id(self) -> int:
         """The id that fills empty places; the end-of-text id where there is no token of its own."""
-        return self._special(self.pad_token, "a padding or end-of-text token")
-
-    def _special(self, token: str | None, what: str) -> int:
-        if token is None:
-            have = ", ".join(self.special_tokens) or "none"
-            raise SpecialTokenError(f"the tokenizer has not got {what}; its special tokens: {have}")
-        return self.special_tokens[token]
+        return id_of(self.special_tokens, self.pad_token, "a padding or end-of-text token")
 
     def __repr__(self) -> str:
         return f"PieceBpeTokenizer({self.vocab_size:,} ids, {len(self.special_tokens)} special)"
@@ -176,18 +169,7 @@ class PieceBpeTokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, Places]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
         text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        step = max(1, -(-len(texts) // (8 * num_threads))) if num_threads > 1 else BATCH
-        batches = [texts[i : i + step] for i in range(0, len(texts), step)]
-        if num_threads > 1 and len(batches) > 1:
-            with ThreadPoolExecutor(num_threads) as pool:
-                parts = list(pool.map(self._encode_texts, batches))
-        else:
-            parts = [self._encode_texts(batch) for batch in batches]
-        ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
-        for part, starts in parts:
-            ids.append(part)
-            offsets.append(starts[1:] + offsets[-1][-1])
-        return np.concatenate(ids), np.concatenate(offsets)
+        return encode_in_batches(self._encode_texts, texts, num_threads)
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, special tokens as ordinary text."""
@@ -480,7 +462,3 @@ def _byte_value(i: int, piece: str) -> int:
         return int(piece[3:5], 16)
     except ValueError:
         raise VocabularyError(f"piece {i}, {piece!r}, is a byte but is not spelled <0x00> to <0xFF>") from None
-
-
-def _first_of(have: Collection[str], *wanted: str | None) -> str | None:
-    return next((token for token in wanted if token in have), None)

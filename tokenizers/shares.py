@@ -11,14 +11,21 @@ So the ids of the parts, joined, are those of the whole, and one book keeps all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from luthier.tokenizers.pretokenize import PATTERNS
 
-__all__ = ["SMALLEST", "share_out"]
+__all__ = ["SMALLEST", "encode_in_batches", "share_out"]
+
+Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]  # ids, and where each text starts in them
 
 SMALLEST: Final = 1 << 16  # characters of a share
+BATCH: Final = 1024  # texts encoded in one go on one thread
 PER_THREAD: Final = 4  # shares, so that none waits long for the slowest
 
 
@@ -38,6 +45,22 @@ def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[lis
             parts += 1
         ends.append(parts)
     return shares, ends
+
+
+def encode_in_batches(encode: Callable[[Sequence[str]], Encoded], texts: Sequence[str], num_threads: int) -> Encoded:
+    """What `encode` gives for all texts, some at a time."""
+    step = max(1, -(-len(texts) // (8 * num_threads))) if num_threads > 1 else BATCH
+    batches = [texts[i : i + step] for i in range(0, len(texts), step)]
+    if num_threads > 1 and len(batches) > 1:
+        with ThreadPoolExecutor(num_threads) as pool:
+            parts = list(pool.map(encode, batches))
+    else:
+        parts = list(map(encode, batches))
+    ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+    for part, starts in parts:
+        ids.append(part)
+        offsets.append(starts[1:] + offsets[-1][-1])
+    return np.concatenate(ids), np.concatenate(offsets)
 
 
 def _parts(text: str, size: int, pattern: str) -> Iterator[str]:

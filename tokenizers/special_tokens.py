@@ -16,11 +16,24 @@ from typing import Literal
 
 import regex
 
-__all__ = ["SpecialTokenError", "cut_special", "cut_tokens", "recognised"]
+__all__ = ["SpecialTokenError", "cut_special", "cut_tokens", "first_of", "id_of", "recognised"]
 
 
 class SpecialTokenError(ValueError):
     """A special token where it is not allowed, or one that is missing."""
+
+
+def first_of(have: Collection[str], *wanted: str | None) -> str | None:
+    """The first of the wanted tokens that there is."""
+    return next((token for token in wanted if token in have), None)
+
+
+def id_of(special_tokens: Mapping[str, int], token: str | None, what: str) -> int:
+    """The id of a special token. Raises SpecialTokenError where there is none, in words for `what` is missing."""
+    if token is None:
+        have = ", ".join(special_tokens) or "none"
+        raise SpecialTokenError(f"the tokenizer has not got {what}; its special tokens: {have}")
+    return special_tokens[token]
 
 
 def recognised(

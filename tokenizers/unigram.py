@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
@@ -30,8 +29,9 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from luthier.tokenizers.bpe import SpecialTokenError, TokenIdError, VocabularyError
-from luthier.tokenizers.special_tokens import cut_special
+from luthier.tokenizers.bpe import TokenIdError, VocabularyError
+from luthier.tokenizers.shares import encode_in_batches
+from luthier.tokenizers.special_tokens import cut_special, first_of, id_of
 from luthier.tokenizers.unigram_encode import Encoder
 from luthier.tokenizers.unigram_lattice import lattice, sample
 from luthier.tokenizers.unigram_trie import build_model
@@ -41,7 +41,6 @@ __all__ = ["Kind", "Normalizer", "UnigramTokenizer", "segment_by_the_book"]
 Ids = npt.NDArray[np.int32]
 
 SPACE: Final = "▁"
-BATCH: Final = 1024  # texts encoded in one go
 UNKNOWN_SURFACE: Final = " ⁇ "  # what sentencepiece writes for an unknown token
 
 
@@ -132,8 +131,8 @@ class UnigramTokenizer:
             self.kinds[unk_id] = Kind.UNKNOWN
         control = {self.pieces[i]: int(i) for i in np.flatnonzero(self.kinds == Kind.CONTROL)}
         self.special_tokens = dict(control if special_tokens is None else special_tokens)
-        self.eos_token = _first_of(self.special_tokens, eos_token, "</s>", "<|endoftext|>", "<eos>")
-        self.pad_token = _first_of(self.special_tokens, pad_token, "<pad>", "<|pad|>", self.eos_token)
+        self.eos_token = first_of(self.special_tokens, eos_token, "</s>", "<|endoftext|>", "<eos>")
+        self.pad_token = first_of(self.special_tokens, pad_token, "<pad>", "<|pad|>", self.eos_token)
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self.tokens = [self._bytes_of(i) for i in range(len(self.pieces))]
@@ -149,18 +148,12 @@ class UnigramTokenizer:
     @property
     def eos_id(self) -> int:
         """The id that ends a document. Raises SpecialTokenError where the tokenizer has none."""
-        return self._special(self.eos_token, "an end-of-text token such as </s>")
+        return id_of(self.special_tokens, self.eos_token, "an end-of-text token such as </s>")
 
     @property
     def pad_id(self) -> int:
         """The id that fills empty places; the end-of-text id where there is no token of its own."""
-        return self._special(self.pad_token, "a padding or end-of-text token")
-
-    def _special(self, token: str | None, what: str) -> int:
-        if token is None:
-            have = ", ".join(self.special_tokens) or "none"
-            raise SpecialTokenError(f"the tokenizer has not got {what}; its special tokens: {have}")
-        return self.special_tokens[token]
+        return id_of(self.special_tokens, self.pad_token, "a padding or end-of-text token")
 
     def __repr__(self) -> str:
         return f"UnigramTokenizer({self.vocab_size:,} ids, {len(self.special_tokens)} special)"
@@ -185,18 +178,7 @@ class UnigramTokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
         text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        step = max(1, -(-len(texts) // (8 * num_threads))) if num_threads > 1 else BATCH
-        batches = [texts[i : i + step] for i in range(0, len(texts), step)]
-        if num_threads > 1 and len(batches) > 1:
-            with ThreadPoolExecutor(num_threads) as pool:
-                parts = list(pool.map(self._encode_texts, batches))
-        else:
-            parts = [self._encode_texts(batch) for batch in batches]
-        ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
-        for part, starts in parts:
-            ids.append(part)
-            offsets.append(starts[1:] + offsets[-1][-1])
-        return np.concatenate(ids), np.concatenate(offsets)
+        return encode_in_batches(self._encode_texts, texts, num_threads)
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
         return self._encoder.encode(*self.normalizer.to_utf8(texts))
@@ -376,7 +358,3 @@ def _unlinked(way: Any) -> list[int]:
         ids.append(way[0])
         way = way[1]
     return ids
-
-
-def _first_of(have: Collection[str], *wanted: str | None) -> str | None:
-    return next((token for token in wanted if token in have), None)
