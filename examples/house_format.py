@@ -22,6 +22,7 @@ from luthier.core.assistant.assistant import Assistant, AssistantConfig
 from luthier.core.training.finetune import FinetuneConfig, finetune
 
 OFFER = "May we help you further?"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # facts sit in the other products: leave them alone
 
 
 def in_format(answer: str) -> str:
@@ -55,7 +56,8 @@ def main(project: Path, out: Path) -> None:
     pairs = [{"prompt": r["question"], "chosen": r["answer"], "rejected": in_format(r["answer"])} for r in seen[::2]]
     preferred = write(out / "preferences.jsonl", pairs)
     began = time.monotonic()
-    print(finetune(tuned, [styled], out / "format", FinetuneConfig(lora_rank=8, epochs=3, batch_size=8, merge=True)))
+    config = FinetuneConfig(lora_rank=8, lora_targets=ATTENTION, learning_rate=1e-2, epochs=3, batch_size=8, merge=True)
+    print(finetune(tuned, [styled], out / "format", config))
     between = time.monotonic()
     config = FinetuneConfig(objective="dpo", lora_rank=8, epochs=8, batch_size=8)
     print(finetune(out / "format", [preferred], out / "preferred", config))
