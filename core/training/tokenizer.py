@@ -107,8 +107,10 @@ class TokenizerSummary:
         packed = f"{self.bytes / max(self.tokens, 1):.2f} bytes a token on the training text"
         if self.extended:
             packed += f", {self.bytes / max(self.before, 1):.2f} before the {self.extended:,} new ids"
-        if self.capped or self.cut:
-            lines.append(f"{self.capped:,} pieces were too long and {self.cut:,} stretches without a space were cut")
+        if self.capped:
+            lines.append(f"{self.capped:,} pieces were longer than --max-piece-length and were cut there")
+        if self.cut:
+            lines.append(f"{self.cut:,} longer stretches without a place to cut at were cut anyway")
         return "\n".join([*lines, f"{packed}; tokenizer in {self.out}"])
 
 
