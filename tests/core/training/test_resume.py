@@ -20,7 +20,14 @@ from luthier.tokenizers.formats import save_tokenizer
 ROWS = [{"question": f"What is part {i}?", "answer": f"Part {i} is the {i} of {i}."} for i in range(12)]
 TINY = "hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1"
 PRETRAIN = f"PretrainConfig({TINY}, context=32, batch_size=4, steps=24, save_every=SAVE, evaluate_every=7, threads=1)"
-FINETUNE = "FinetuneConfig(epochs=8, batch_size=4, context=64, save_every=SAVE, threads=1)"
+FINETUNE = "FinetuneConfig(epochs=8, batch_size=4, context=64, save_every=SAVE, threads=1MORE)"
+TUNE = f"finetune(Path('whole-pretrain'), [Path('FILE')], Path('OUT'), {FINETUNE}, replay=REPLAY)"
+
+
+def tuning(more: str, file: str = "q.jsonl", replay: str = "None") -> str:
+    return TUNE.replace("MORE", more).replace("FILE", file).replace("REPLAY", replay)
+
+
 IMPORTS = (
     "from pathlib import Path\n"
     "from luthier.core.training.pretrain import PretrainConfig, pretrain\n"
@@ -28,7 +35,9 @@ IMPORTS = (
 )
 CALLS = {
     "pretrain": f"pretrain(Path('shards'), Path('OUT'), {PRETRAIN}, tokenizer=Path('tokenizer'))",
-    "finetune": f"finetune(Path('whole-pretrain'), [Path('q.jsonl')], Path('OUT'), {FINETUNE}, replay=Path('shards'))",
+    "finetune": tuning("", replay="Path('shards')"),
+    "lora": tuning(", lora_rank=2"),
+    "dpo": tuning(", objective='dpo'", "p.jsonl"),
 }
 
 
@@ -67,6 +76,8 @@ def place(tmp_path_factory):
     documents = [ids[i : i + 40 + i % 7] for i in range(0, len(ids), 23)]
     write_shards(folder / "shards", documents, [ids[:90]], vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    preferred = [{"prompt": r["question"], "chosen": r["answer"], "rejected": "No idea."} for r in ROWS]
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferred))
     before = Path.cwd()
     os.chdir(folder)
     run_here("pretrain", "whole-pretrain", 1000)
@@ -74,11 +85,11 @@ def place(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "lora", "dpo"])
 def test_killed_runs_end_bit_equal(place, verb):
     whole, cut = f"whole-{verb}", f"cut-{verb}"
-    if verb == "finetune":
-        run_here("finetune", whole, 0)
+    if verb != "pretrain":
+        run_here(verb, whole, 0)
     chance = random.Random()  # other moments every time; they are printed
     for lines in sorted(chance.sample(range(2, 20), 2 if verb == "pretrain" else 1)):
         pause = chance.uniform(0, 0.02)
@@ -86,7 +97,8 @@ def test_killed_runs_end_bit_equal(place, verb):
         kill_at(verb, cut, lines, pause)
         assert not Path(cut).exists()
     run_here(verb, cut, 0)
-    for name in ("model.safetensors", "metrics.jsonl"):
+    weights = "adapter_model.safetensors" if verb == "lora" else "model.safetensors"
+    for name in (weights, "metrics.jsonl"):
         assert Path(whole, name).read_bytes() == Path(cut, name).read_bytes(), name
     rows = [json.loads(line) for line in Path(cut, "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
