@@ -95,10 +95,13 @@ def test_ids_equal_transformers(name: str, pattern: str, tmp_path: Path) -> None
     for talk in (TALK, SHORT, (Message("system", "Answer in one line."), *TALK)):
         rows = [{"role": m.role, "content": m.content} for m in talk]
         ids, trained = encode_conversation(ours, talk)
+        rendered = theirs.apply_chat_template(rows, tokenize=False)
+        prompt = encode_prompt(ours, talk[:-1]).tolist()
+        assert ours.decode(ids) == rendered and prompt == ids[: len(prompt)].tolist()
         if (name, pattern) not in JOINED:
             assert theirs.apply_chat_template(rows, tokenize=True, return_dict=False) == ids.tolist()
-        prompt = theirs.apply_chat_template(rows[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
-        assert prompt == encode_prompt(ours, talk[:-1]).tolist() == ids[: len(prompt)].tolist()
+            made = theirs.apply_chat_template(rows[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
+            assert made == prompt
         assert trained[len(prompt)] and int(ids[np.flatnonzero(trained)[-1]]) == stop_ids(ours)[0]
 
 
