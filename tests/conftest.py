@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each would wait for one another
+
 NO_DATA = "LUTHIER_TEST_DATA is not set: the folder of real texts, documents and vocabularies"
 
 
@@ -107,6 +110,17 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproce
     command = [sys.executable, "-m", "luthier.scripts.cli", "demo"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     return root / "luthier-demo", done
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`) a file stays with one of them, and so do all tests of the small
+    demo, which is run once, and the kernels' proofs, which are begun together."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "demo" if "small_demo" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group("kernels" if item.path.parent.name == "kernels" else group))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

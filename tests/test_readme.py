@@ -31,7 +31,7 @@ OTHERS = [c for c in commands() if c not in INSTALLING]
 def test_the_two_commands_are_those_that_ci_runs() -> None:
     assert INSTALLING == [
         "pip install -e . -c constraints.txt && luthier demo",
-        'pip install -e ".[test]" -c constraints.txt && pytest',
+        'pip install -e ".[test]" -c constraints.txt && pytest -n 2 --dist loadgroup',
     ]
 
 
