@@ -216,7 +216,7 @@ class Tokenizer:
             if len(text) == 1:
                 raise ValueError(
                     f"the character {text!r} is {count} tokens, more than max_tokens = {max_tokens}\n"
-                    "No character is more than 4 tokens."
+                    f"Take {count} or more: no text is cut within a character."
                 )
             text = text[: max(1, min(len(text) - 1, len(text) * max_tokens // count))]
         return text

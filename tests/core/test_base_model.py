@@ -183,8 +183,8 @@ def test_a_base_that_cannot_be_tuned_is_refused_at_once(tmp_path: Path) -> None:
     base.mkdir()
     with pytest.raises(InputError, match=r"base is not a model folder: it has no config\.json"):
         new_project(tmp_path / "p", base=base)
-    (base / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(CheckpointError, match="GPT2LMHeadModel is not supported"):
+    (base / "config.json").write_text(json.dumps({"architectures": ["BloomForCausalLM"]}))
+    with pytest.raises(CheckpointError, match="BloomForCausalLM is not supported"):
         new_project(tmp_path / "p", base=base)
     make_base(base, "Llama")
     (base / "tokenizer.json").unlink()

@@ -37,12 +37,17 @@ def parquet(folder, **columns):
 
 
 def test_all_forms_hold_the_same_texts(tmp_path):
-    for file in [*files(tmp_path), parquet(tmp_path, n=list(range(2000)), body=ROWS)]:
+    for file in files(tmp_path):
         assert [t.text for t in read_texts([file], column="body")] == ROWS, file
     (tmp_path / "e.txt.zst").write_bytes(zstandard.ZstdCompressor().compress("".join(ROWS).encode()))
     assert [t.text for t in read_texts([tmp_path / "e.txt.zst"])] == ["".join(ROWS)]
     parts = [t.text for t in read_texts([tmp_path / "e.txt.zst"], part_size=5000)]
     assert len(parts) > 5 and "".join(parts) == "".join(ROWS)
+
+
+def test_a_table_holds_the_same_texts(tmp_path):
+    file = parquet(tmp_path, n=list(range(2000)), body=ROWS)
+    assert [t.text for t in read_texts([file], column="body")] == ROWS
 
 
 def test_shards_of_a_table(tmp_path):
@@ -61,17 +66,23 @@ def test_bad_files_are_named(tmp_path):
         ("cut.jsonl.zst", whole[: len(whole) // 3], "cut.jsonl.zst: damaged zstd file: the file ends in the middle"),
         ("no.jsonl.zst", b"plain text, really", "no.jsonl.zst: damaged zstd file"),
         ("flip.jsonl.zst", whole[:40] + b"\xff" * 40 + whole[80:], "flip.jsonl.zst: damaged zstd file"),
-        ("no.parquet", b"PAR1 or not", "no.parquet: not a Parquet file"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=words):
             list(read_texts([tmp_path / name], column="body"))
+    with pytest.raises(InputError, match=r"a.jsonl:1: field 'text' is missing or no text \(found keys body, n\)"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
+def test_bad_tables_are_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(InputError, match=r"no\.parquet: not a Parquet file"):
+        list(read_texts([tmp_path / "no.parquet"], column="body"))
     with pytest.raises(InputError, match=r"no column 'bod'; did you mean 'body'\?; it has body, n"):
         list(read_texts([parquet(tmp_path, body=["x"], n=[1])], column="bod"))
     with pytest.raises(InputError, match=r"row 1: column 'n' holds int, not text\nName another: --column body"):
         list(read_texts([tmp_path / "d.parquet"], column="n"))
-    with pytest.raises(InputError, match=r"a.jsonl:1: field 'text' is missing or no text \(found keys body, n\)"):
-        list(read_texts([tmp_path / "a.jsonl"]))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_an_artefact_goes_to_the_view_of_its_stage(
 def test_every_stage_of_a_project_has_a_view() -> None:
     assert set(shown.STAGES) == {
         "collect", "train-tokenizer", "encode", "train-vectors", "pretrain", "finetune", "index", "evaluate",
-        "evaluate-vectors",
+        "evaluate-vectors", "export",
     }  # fmt: skip
 
 
