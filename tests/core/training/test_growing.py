@@ -152,7 +152,8 @@ def test_a_tokenizer_that_changes_ids_is_refused(base, tmp_path):
 
 def test_a_longer_context_by_scaled_positions(base, tmp_path):
     """300 tokens are more than the base's 256: cut without the flag, read with it; the folder keeps the scaling."""
-    shards, longer = base / "shards", TINY | {"context": 300, "steps": 1}
+    shards = base / "shards"
+    longer: dict[str, Any] = {**TINY, "context": 300, "steps": 1}
     pretrain(shards, tmp_path / "cut", PretrainConfig(**longer), base=base / "model")
     assert load_model(tmp_path / "cut").config.context == 256
     longer["scale_positions"] = "yarn"

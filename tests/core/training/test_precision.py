@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from luthier.core.training.pretrain import Given, PretrainConfig, prepare, pretr
 from luthier.models.checkpoints import load_model
 from luthier.scripts import cli
 
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = PretrainConfig(
     **SIZE, num_key_value_heads=1, context=32, batch_size=4, steps=20, threads=1, optimizer="adamw", learning_rate=5e-3
 )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from luthier.scripts import cli
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import save_tokenizer
 
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = PretrainConfig(
     **SIZE, num_key_value_heads=1, context=32, batch_size=4, steps=24, evaluate_every=6, threads=1, keep="every"
 )
