@@ -276,7 +276,7 @@ class _Zstd(io.RawIOBase):
 def _table(path: Path, column: str) -> Iterator[Text]:
     """The texts of a Parquet file, one group of rows in memory at a time."""
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f'{path}: Parquet is read by pyarrow, which is not installed: pip install "luthier[parquet]"'

@@ -30,7 +30,7 @@ def files(folder):
 
 def parquet(folder, **columns):
     arrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
 
     pq.write_table(arrow.table(columns), folder / "d.parquet", row_group_size=300)
     return folder / "d.parquet"

@@ -136,7 +136,7 @@ def test_folders_are_mixed_by_weight(shards, tmp_path):
 
 def test_tensorboard_gets_the_curve(shards, tmp_path):
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     pretrain(shards, tmp_path / "m", replace(CONFIG, tensorboard=True, evaluate_every=10))
     events = EventAccumulator(str(tmp_path / "m" / "tensorboard"))

@@ -112,7 +112,7 @@ def same_weights(model: Transformer, other: Any) -> None:
 
 
 def sft_rows(tokenizer: Tokenizer) -> tuple[list[Example], Any]:
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
 
     examples = [encode_wording(tokenizer, p.conversation(True), p.where) for p in PAIRS]
     rows = []
@@ -158,7 +158,7 @@ def test_supervised_with_adapters(place: Any, tmp_path: Path, kind: Any) -> None
 
 
 def test_dpo(place: Any, tmp_path: Path) -> None:
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
 
     folder, tokenizer = place
     (tmp_path / "ours").mkdir()
