@@ -7,7 +7,7 @@ install:
 	pip install -e ".[test,dev,bench]" -c constraints.txt
 
 test:
-	pytest
+	pytest -n 2 --dist loadgroup
 
 lint:
 	ruff check .
@@ -17,6 +17,9 @@ lint:
 bench:
 	luthier bench tokenizers
 	luthier bench vectors
+	luthier bench kernels
+	luthier bench model
+	luthier bench training
 
 docs:
 	python docs/make_help.py

@@ -41,8 +41,8 @@ class Command:
 
     `luthier bench kernels` has flags of its own: luthier bench kernels --help.
 
-    Takes about three minutes for tokenizers, two for vectors, eight for model and for training, one for kernels on a
-    CPU and eight on a card. Peers that are not installed are left out: pip install -e ".[bench]" brings them.
+    Takes minutes; --only and --repeats make it shorter. Peers that are not installed are left out:
+    pip install -e ".[bench]" brings them.
     """
 
     what: tyro.conf.Positional[Literal["tokenizers", "vectors", "model", "training", "kernels"]]

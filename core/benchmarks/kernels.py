@@ -367,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
         "luthier bench kernels", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"shapes, and how a function given by --with is called:\n{shapes}\n\n"
         "Example: luthier bench kernels attention --shape 1,4096,32,8,128 --dtype bfloat16\n"
-        "Takes about eight minutes for all kernels on an H200, one on a CPU.",
+        "Takes minutes for all kernels; --seconds ends it sooner. It has not run on a card yet.",
     )  # fmt: skip
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="kernels to measure; left out, all")
