@@ -64,7 +64,7 @@ class Encoder:
         self.byte_ids, single = np.full(256, -1, np.int32), np.diff(tokens.ends, prepend=0) == 1
         self.byte_ids[tokens.letters[tokens.ends[single] - 1]] = tokens.ids[single]
         slots = _aligned(8 << (len(merges) // 4).bit_length())
-        if ranks is None:
+        if ranks is None or (np.diff(ranks) > 0).all():
             ranks = joined if (np.diff(joined) > 0).all() else np.arange(len(merges), dtype=np.int32)
         by_rank = np.empty(0, np.int32)
         if not np.array_equal(ranks, joined):
