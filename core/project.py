@@ -41,7 +41,7 @@ SECTIONS = {
     "tokenizer": "luthier.core.training.tokenizer:TokenizerConfig",
     "encode": "luthier.core.data.encode:EncodeConfig",
     "vectors": "luthier.core.training.vectors:VectorsConfig",
-    "pretrain": "luthier.core.training.pretrain:PretrainConfig",
+    "pretrain": "luthier.core.training.pretrain_config:PretrainConfig",
     "index": "luthier.core.assistant.index:IndexConfig",
     "finetune": "luthier.core.training.finetune:FinetuneConfig",
     "evaluate": "luthier.core.evaluation.evaluate:EvaluateConfig",

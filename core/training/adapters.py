@@ -64,7 +64,7 @@ def adapt(model: Transformer, config: FinetuneConfig) -> None:
 
 def save_tuned(model: Any, folder: Path, base: Path, tokenizer: Tokenizer, config: FinetuneConfig) -> None:
     """What the run made: a model folder, or an adapter folder with the tokenizer."""
-    from luthier.core.training.pretrain import save
+    from luthier.core.training.runs import save
     from luthier.models.adapter_files import save_adapter
     from luthier.models.lora import merge_adapters
     from luthier.tokenizers.formats import save_tokenizer

@@ -78,7 +78,7 @@ def export(
 
     Raises InputError if it is no model with a tokenizer, TrainingError if the self-test fails; nothing is left then.
     """
-    from luthier.core.training.pretrain import open_base, save
+    from luthier.core.training.runs import open_base, save
     from luthier.tokenizers.formats import load_tokenizer
 
     config, model = config or ExportConfig(), Path(model)

@@ -93,7 +93,7 @@ def finetune(
     """
     from luthier.core.training.adapters import check_adapters
     from luthier.core.training.examples import read_pairs, read_wordings
-    from luthier.core.training.pretrain import settings, write_run
+    from luthier.core.training.runs import settings, write_run
 
     config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
     if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -157,8 +157,9 @@ def prepare(
 
     DPO's reference is kept in the folder `keep`, so that a resumed run has the same to the last bit."""
     from luthier.core.training.adapters import adapt
+    from luthier.core.training.execution import use_machine
     from luthier.core.training.optimizers import make_optimizers
-    from luthier.core.training.pretrain import open_base, sampler, use_machine
+    from luthier.core.training.runs import open_base, sampler
     from luthier.core.training.schedules import learning_rate_factor
     from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
@@ -246,7 +247,7 @@ def _say_plan(
     config: FinetuneConfig, found: Found, run: dict[str, Any], tokenizer: Tokenizer, first: Batch, replay: Path | None
 ) -> None:
     from luthier.core.data.chat_templates import template_of
-    from luthier.core.training.pretrain import threads_said
+    from luthier.core.training.runs import threads_said
 
     rows, width = first.ids_BT.shape
     fill = float((first.document_BT >= 0).float().mean())

@@ -41,7 +41,8 @@ def quiet_unless(main: bool) -> Iterator[None]:
 def say_plan(prepared: Any, config: Any) -> None:
     """The derived numbers of a run on stderr, and the beginning of its first batch."""
     from luthier.core.training.execution import device_of, kernels_said, matmul_speed, memory_free
-    from luthier.core.training.pretrain import rate_of, threads_said
+    from luthier.core.training.pretrain_config import rate_of
+    from luthier.core.training.runs import threads_said
     from luthier.models.config import parameter_count
 
     shape, run, text = prepared.shape, prepared.arguments, prepared.text

@@ -58,7 +58,7 @@ class Run:
 
 def open_run(folder: Path) -> Run:
     """The run whose folder this is, finished or not. InputError if its inputs are gone or changed."""
-    from luthier.core.training.pretrain import RUN
+    from luthier.core.training.runs import RUN
 
     folder = _home(Path(folder), RUN)
     about = read_json(folder / RUN)

@@ -66,7 +66,7 @@ def _replayed(
     if replay is None or not config.replay_share:
         return lambda step: []
     from luthier.core.data.shards import open_shards
-    from luthier.core.training.pretrain import sources
+    from luthier.core.training.pretrain_batches import sources
 
     shards = open_shards(Path(replay), "train")
     if shards.vocab_size != tokenizer.vocab_size:

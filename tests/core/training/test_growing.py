@@ -11,7 +11,8 @@ from luthier.core.artifacts import hash_file
 from luthier.core.data.shards import write_shards
 from luthier.core.errors import InputError
 from luthier.core.training.finetune import FinetuneConfig, finetune
-from luthier.core.training.pretrain import PretrainConfig, open_base, pretrain
+from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.core.training.runs import open_base
 from luthier.core.training.tokenizer import TokenizerConfig, train_tokenizer
 from luthier.models.checkpoints import load_model
 from luthier.scripts.train_tokenizer import main

@@ -12,7 +12,8 @@ from luthier.core.data.shards import Shards, write_shards
 from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
 from luthier.core.training.batches import chance, mixed
 from luthier.core.training.embedding import principal_components, start_embedding
-from luthier.core.training.pretrain import PretrainConfig, pretrain, sources
+from luthier.core.training.pretrain import PretrainConfig, pretrain
+from luthier.core.training.pretrain_batches import sources
 from luthier.models.checkpoints import load_model
 from luthier.models.vectors import Vectors
 

@@ -1,0 +1,123 @@
+"""The settings of pretraining, what they may be, and the model's shape and learning rate that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.core.errors import ConfigError, did_you_mean
+from luthier.core.training.loop_config import LoopConfig
+
+if TYPE_CHECKING:
+    from luthier.models.config import ModelConfig
+
+__all__ = ["PretrainConfig", "model_config", "rate_of"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig(LoopConfig):
+    """What model is made, of what, and for how long. 0 in a size means: as in the preset."""
+
+    model: str = "demo"
+    """Preset of the model's shape: `luthier.models.config.presets`, from demo (2.4 million parameters) upwards."""
+    hidden_size: int = 0
+    """Width C of the model."""
+    intermediate_size: int = 0
+    """Width of the feed-forward layer."""
+    num_hidden_layers: int = 0
+    """Number of layers."""
+    num_attention_heads: int = 0
+    """Query heads of a layer; divides hidden_size."""
+    num_key_value_heads: int = 0
+    """Key and value heads of a layer; divides num_attention_heads."""
+    context: int = 256
+    """Tokens a window. The model's max_position_embeddings is the preset's, or this where it is longer."""
+    scale_positions: Literal["", "linear", "dynamic", "yarn", "llama3"] = ""
+    """With --base: how its rotary positions are scaled where `context` is longer than it can read (models/config.py);
+    left out, `context` is cut to what it reads."""
+    batch_size: int = 8
+    """Windows a step."""
+    micro_batch: int = 0
+    """Most windows at once, to fit memory; 0: all. The result is the same up to rounding."""
+    steps: int = 0
+    """Length of the run in steps; 0: by `tokens`."""
+    tokens: int = 0
+    """Length of the run in tokens read; 0: by `epochs`."""
+    epochs: float = 4.0
+    """Length of the run in passes over the corpus' own text."""
+    general_share: float = 0.5
+    """Share of the windows that is general text, where the shards hold any (0 to below 1)."""
+    optimizer: Literal["muon", "adamw", "adamw-8bit"] = "muon"
+    """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; or AdamW with means of one byte (2
+    bytes a weight instead of 8) for the matrices."""
+    learning_rate: float = 0.0
+    """Highest learning rate, the same for Muon and AdamW; 0: from the model's width, 1e-2 · 192 / hidden_size."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """How the learning rate falls (core/training/schedules.py)."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.1
+    """Decay of the layers' matrices, times the learning rate a step."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm; 0: never."""
+    evaluate_every: int = 0
+    """Steps between measurements on held-out text; 0: eight in the run."""
+    validation_tokens: int = 16_384
+    """Most tokens of held-out text for these measurements."""
+    weights: tuple[float, ...] = ()
+    """Share of each folder of shards in the windows, in their order; left out: by their tokens."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp, each process holds the whole model; fsdp, a share of it (AdamW only)."""
+    seed: int = 0
+    """Seed of weights and data order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = ("context", "batch_size")
+        zero_or_more = ("micro_batch", "steps", "tokens", "learning_rate", "weight_decay", "max_grad_norm")
+        _check(self, positive, (*zero_or_more, "evaluate_every"))
+        if any(weight <= 0 for weight in self.weights):
+            raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")
+        if self.precision == "bf16-pure" and self.optimizer != "adamw":
+            raise ConfigError("precision = 'bf16-pure' rounds by chance, which AdamW does: add --optimizer adamw")
+        if not 0 <= self.general_share < 1:
+            raise ConfigError(f"general_share = {self.general_share}: expected 0 to below 1")
+        if not self.steps and not self.tokens and self.epochs <= 0:
+            raise ConfigError(f"epochs = {self.epochs}: expected more than 0, or give steps or tokens")
+        from luthier.models.config import ModelConfigError
+
+        try:
+            model_config(self, vocab_size=1)  # a shape that cannot be is refused before anything is made for it
+        except ModelConfigError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _check(config: Any, positive: tuple[str, ...], zero_or_more: tuple[str, ...]) -> None:
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(config, name)}: expected more than 0")
+    for name in zero_or_more:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} = {getattr(config, name)}: expected 0 or more")
+
+
+def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
+    """The preset with what the settings change in it."""
+    from luthier.models.config import preset, presets
+
+    if config.model not in presets:
+        raise ConfigError(
+            f"model = '{config.model}': no such preset{did_you_mean(config.model, presets)}\n"
+            f"Known: {', '.join(presets)}"
+        )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}
+    longest = max(config.context, presets[config.model].max_position_embeddings)
+    return preset(config.model, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
+
+
+def rate_of(config: PretrainConfig, shape: ModelConfig) -> float:
+    """The learning rate that is set, or the one that fits the width: measured at 128, and falling as 1 / width, as it
+    must where every layer's output is to change as much in a wide model as in a narrow one (Yang et al. 2022,
+    arXiv:2203.03466)."""
+    return config.learning_rate or 1e-2 * 192 / shape.hidden_size

@@ -1,0 +1,126 @@
+"""What pretraining and fine-tuning do alike around the loop: before it, and after it.
+
+before    the machine's threads; the model to go on from, its vocabulary grown if need be; run.json, from which
+          `luthier replay` and `luthier verify` rebuild the run
+after     the model in Hugging Face's layout with its tokenizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.artifacts import read_json, write_json
+from luthier.core.console import say
+from luthier.core.errors import InputError
+from luthier.core.training.loop_config import UNSEEN
+
+if TYPE_CHECKING:
+    from luthier.models.transformer import Transformer
+    from luthier.tokenizers.bpe import Tokenizer
+
+__all__ = ["RUN", "open_base", "sampler", "save", "settings", "threads_said", "write_run"]
+
+RUN = "run.json"
+SAMPLE = 80  # tokens
+
+
+def open_base(folder: Path, tokenizer: Path | None) -> Transformer:
+    """The model to go on from, with a row for every id of `tokenizer`, which must be the model's own or extend it."""
+    from luthier.models.adapter_files import open_model
+    from luthier.models.lora import merge_adapters
+    from luthier.models.resize import extends, resize_vocabulary
+    from luthier.tokenizers.formats import load_tokenizer
+
+    model, old = merge_adapters(open_model(folder)), load_tokenizer(folder)
+    if old.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{folder}: its tokenizer has {old.vocab_size:,} tokens, its model only {model.config.vocab_size:,}"
+        )
+    new = old if tokenizer is None or tokenizer == folder else load_tokenizer(tokenizer)
+    if new.tokens == old.tokens:
+        return model
+    if not extends(new, old):
+        raise InputError(
+            f"{tokenizer} gives ids another meaning than the tokenizer of {folder}\n"
+            f"Make one that only adds to it: luthier train-tokenizer CORPUS --extend {folder} --out tokenizer"
+        )
+    count = resize_vocabulary(model, old, new)
+    say(f"  vocabulary   {old.vocab_size:,} ids and {count:,} new ones, each from the mean of the pieces it replaces")
+    return model
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What identifies the work: all settings but those that change nothing in the result."""
+    best = {"keep"} if getattr(config, "keep", "") == "best" else set()
+    return {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
+
+
+def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> None:
+    """run.json: what `luthier replay` and `luthier verify` start from: settings, threads, where the inputs lie."""
+    import torch
+
+    from luthier.core.training.execution import use_machine
+
+    use_machine(config.threads)
+    threads = read_json(folder / RUN)["threads"] if (folder / RUN).is_file() else torch.get_num_threads()
+    paths = {name: _absolute(value) for name, value in given.items()}
+    write_json(folder / RUN, {"stage": stage, "config": asdict(config), "threads": threads, "given": paths})
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_absolute(one) for one in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def sampler(model: Any, tokenizer: Any, beginning: str) -> Callable[[], str] | None:
+    """A function that writes on from `beginning`; None where nothing is to be written or nothing can be."""
+    if not beginning or tokenizer is None:
+        return None
+
+    def write() -> str:
+        from luthier.models.generate import generate
+
+        ids = tokenizer.encode(beginning)
+        made = generate(model, [ids], max_new_tokens=SAMPLE, stop_ids=[tokenizer.eos_id])[0].ids
+        return beginning + tokenizer.decode(made)
+
+    return write
+
+
+def threads_said() -> str:
+    """How many threads train, in words."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def save(model: Any, folder: Path | None, tokenizer: Path | Tokenizer | None, base: Path | None = None) -> None:
+    """The model in Hugging Face's layout, with its tokenizer; what config.json says of single tokens as in `base`.
+    No folder: another process writes."""
+    if folder is None:
+        return
+    model = model.to("cpu")
+    from luthier.core.data.conversations import chat_template, stop_ids
+    from luthier.models.checkpoints import save_model
+    from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
+
+    if tokenizer is None:
+        save_model(model, folder)
+        say("  tokenizer    none given: the model's folder has none, and text cannot be put to it")
+        return
+    known = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+    known.chat_template = known.chat_template or chat_template(known)
+    like = base or (tokenizer if isinstance(tokenizer, Path) else None)
+    save_tokenizer(known, folder)
+    save_model(model, folder, eos_token_id=stop_ids(known), **_tokens_of(like))
+
+
+def _tokens_of(base: Path | None) -> dict[str, Any]:
+    """The tokens that a base model's config.json names beside its end: how a text begins, what fills a row."""
+    config = read_json(base / "config.json") if base and (base / "config.json").is_file() else {}
+    return {name: config.get(name) for name in ("bos_token_id", "pad_token_id")}
