@@ -359,14 +359,15 @@ def keep_probability(counts: np.ndarray, sample: float) -> np.ndarray:
 def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Walker's alias method as Vose (1991) builds it: draw a slot i of V evenly; take i with chance accept[i], else
     alias[i]. Every slot holds 1/V of the chance, a poor word's slot filled up from a rich one's."""
-    accept = weights / weights.sum() * len(weights)
-    alias = np.arange(len(weights))
-    poor, rich = list(np.flatnonzero(accept < 1)), list(np.flatnonzero(accept >= 1))
+    shares = weights / weights.sum() * len(weights)
+    poor, rich = np.flatnonzero(shares < 1).tolist(), np.flatnonzero(shares >= 1).tolist()
+    accept, alias = shares.tolist(), list(range(len(shares)))  # lists: read one by one
     while poor and rich:
         low, high = poor.pop(), rich[-1]
         alias[low] = high
         accept[high] -= 1 - accept[low]
         if accept[high] < 1:
             poor.append(rich.pop())
-    accept[poor + rich] = 1.0  # what rounding left over
-    return accept, alias
+    for left in poor + rich:  # by rounding
+        accept[left] = 1.0
+    return np.array(accept), np.array(alias)

@@ -306,7 +306,8 @@ _set, _add = _row_by_row(keep=False), _row_by_row(keep=True)
 
 @_instructions
 def _prefetch(typingctx, row, columns):
-    """Call for a row that will be wanted soon: 16 numbers a line of the cache."""
+    """Call for a row that will be changed soon: 16 numbers a line of the cache. To be changed, not read: where another
+    core has changed it, one message then fetches it and takes it away from there."""
 
     def generate(context, builder, signature, arguments):
         row, columns = arguments
@@ -315,7 +316,7 @@ def _prefetch(typingctx, row, columns):
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         start = _floats(builder, row)
         with cgutils.for_range_slice(builder, LONG(0), columns, LONG(16), intp=LONG) as (at, _):
-            builder.call(call, [builder.bitcast(builder.gep(start, [at]), byte), INT(0), INT(3), INT(1)])
+            builder.call(call, [builder.bitcast(builder.gep(start, [at]), byte), INT(1), INT(3), INT(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

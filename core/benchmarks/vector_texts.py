@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,12 +62,12 @@ def read_source(files: Sequence[Path]) -> Source:
     for text in (t.text for t in read_texts(files)) if files else (text for _, text in python_documentation()):
         documents += [words(part) for part in (text if files else text[: max(room, 0)]).split("\n\n\n")]
         room -= len(text)
-    vocabulary, counts = np.unique([w for d in documents for w in d] or [""], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[: int((counts >= MIN_COUNT).sum())]
-    if len(order) < LEAST:
-        raise InputError(f"{len(order)} words occur {MIN_COUNT} times or more; the benchmark needs {LEAST}")
-    known = {str(vocabulary[n]): row for row, n in enumerate(order)}
-    kept = [[known[w] for w in d if w in known] for d in documents]
+    found = sorted(Counter(chain.from_iterable(documents)).items(), key=lambda item: (-item[1], item[0]))
+    kept = [(word, count) for word, count in found if count >= MIN_COUNT]
+    if len(kept) < LEAST:
+        raise InputError(f"{len(kept)} words occur {MIN_COUNT} times or more; the benchmark needs {LEAST}")
+    known = {word: row for row, (word, _) in enumerate(kept)}
+    texts = [[known[w] for w in d if w in known] for d in documents]
     name = " + ".join(file.name for file in files) or "python documentation"
-    rows = np.array([row for d in kept for row in d], np.int32)
-    return Source(name, rows, np.cumsum([0, *map(len, kept)]), counts[order], list(known))
+    rows, counts = np.array([*chain.from_iterable(texts)], np.int32), np.array([count for _, count in kept])
+    return Source(name, rows, np.cumsum([0, *map(len, texts)]), counts, list(known))
