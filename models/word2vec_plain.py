@@ -6,24 +6,21 @@ word2vec_fast.py. `state` is the stream of chance, here in a list of one so that
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 __all__ = ["walk_plain"]
 
 
-def walk_plain(
-    kept: Any, ends: Any, a: int, b: int, model: Any, room: Any, log: Any, rate: float, end_rate: float, state: int
-) -> tuple:
+def walk_plain(kept, ends, a, b, model, room, log, rate, end_rate, state):
     """Train on the words kept[a:b]; see `walk`."""
     m, chance, used, loss, measured, pairs = model, [int(state)], 0, 0.0, 0, 0
     ring, before, by_pair = {}, {}, model.skipgram and model.shared == 0
 
-    def draw() -> list[int]:
-        return [_noise(m, _uniform(chance) * len(m.keep)) for _ in range(m.negative)]
+    def draw():
+        slots = [_uniform(chance) * len(m.keep) for _ in range(m.negative)]
+        return [int(s) if s % 1 < m.noise[int(s)] % 1 else int(m.noise[int(s)]) for s in slots]  # or its other word
 
-    def gain(row: int, value: np.ndarray) -> None:
+    def gain(row, value):
         """Add to a row of the table, or below 0 to all parts of word −1 − row; or note that in the log."""
         nonlocal used
         if len(log.where):
@@ -31,7 +28,7 @@ def walk_plain(
         else:
             np.add.at(m.table, _parts(m, -1 - row) if row < 0 else [row], value)
 
-    def leave(j: int) -> None:
+    def leave(j):
         gain(-1 - int(kept[j]) if len(m.parts) else int(kept[j]), ring.pop(j) - before.pop(j))
 
     drawn = draw() if a < b and not by_pair else []
@@ -53,41 +50,32 @@ def walk_plain(
                 X = (X.mean if m.mean else X.sum)(axis=0, keepdims=True)
             error = 1 / (1 + np.exp(-np.clip(X @ T.T, -8, 8))) - labels
             step = (-(rate + (end_rate - rate) * i / len(kept)) * error * counts).astype(np.float32)
-            for row, value in zip(rows, step.T @ X, strict=True):
+            for row, value in zip(rows.tolist(), step.T @ X, strict=True):
                 gain(row, value)
-            moves = step @ T / (1 if m.skipgram or m.mean else len(group))
-            for n, j in enumerate(group):
-                ring[j] += moves[n if m.skipgram else 0]
+            for j, move in zip(group, np.broadcast_to(step @ T, (len(group), X.shape[1])), strict=True):
+                ring[j] += move if m.skipgram or m.mean else move / len(group)
         pairs += len(near)
         if i % 16 == 0 and near:
-            loss -= float((np.log(1 - np.minimum(np.abs(error), 0.9999)) * counts).sum())
-            measured += len(error)
+            loss -= float((np.log(1 - np.minimum(abs(error), 0.9999)) * counts).sum())
+            measured += len(X)
         drawn = ahead
     for j in list(ring):
         leave(j)
     return loss, measured, pairs, used, np.uint64(chance[0])
 
 
-def _uniform(chance: list[int]) -> float:
+def _uniform(chance):
     chance[0] = (chance[0] * 6364136223846793005 + 1442695040888963407) % 2**64
     return (chance[0] >> 11) / 2**53
 
 
-def _noise(model: Any, slot: float) -> int:
-    both = model.noise[int(slot)]  # the other word of the slot, and the chance of the first
-    return int(slot) if slot % 1 < both % 1 else int(both)
+def _parts(m, word):  # rows of the table that a word is the mean of
+    return m.parts[slice(*m.part_offsets[word : word + 2])] if len(m.parts) else np.array([word])
 
 
-def _parts(model: Any, word: int) -> np.ndarray:
-    """Rows of the table that a word is the mean of."""
-    return model.parts[slice(*model.part_offsets[word : word + 2])] if len(model.parts) else np.array([word])
-
-
-def _targets(model: Any, word: int, drawn: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Rows of the table, their labels, and 1 where they count: the word itself is no noise."""
-    ids = [word, *drawn] if model.negative else []
-    path = slice(*model.node_offsets[word : word + 2]) if len(model.nodes) else slice(0)
-    rows = [model.contexts + t for t in ids] + model.nodes[path].tolist()
-    labels = [float(n == 0) for n in range(len(ids))] + model.turns[path].tolist()
-    counts = [float(n == 0 or t != word) for n, t in enumerate(ids)] + [1.0] * (len(rows) - len(ids))
-    return rows, np.array(labels, np.float32), np.array(counts, np.float32)
+def _targets(m, word, drawn):  # their rows, their labels, and whether they count: the word itself is no noise
+    ids = [word, *drawn] if m.negative else []
+    path = slice(*m.node_offsets[word : word + 2]) if len(m.nodes) else slice(0)
+    rows = np.concatenate([m.contexts + np.array(ids, np.int64), m.nodes[path]])
+    labels = np.concatenate([np.arange(len(ids), dtype=np.float32) == 0, m.turns[path]])
+    return rows, labels, (labels > 0) | (rows != m.contexts + word)
