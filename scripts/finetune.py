@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ class Command:
     Example: luthier finetune build/model talks.jsonl --lora-rank 8 --quantize nf4 --out build/adapter
     Example: luthier finetune build/tuned preferences.jsonl --objective dpo --beta 0.1 --out build/preferred
 
+    Several processes: torchrun --nproc-per-node 8 scripts/finetune.py MODEL DATA --out TUNED; with --parallel fsdp each
+    holds a share of the model.
+
     Takes about 45 s for 150 pairs in four wordings each with a model of 2.4 million parameters on 2 cores.
     Interrupted, the same command goes on from its last checkpoint and ends with the same weights, bit by bit.
     """
@@ -49,17 +53,17 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "finetune", argv)
-    print(
-        finetune(
-            command.model,
-            command.data,
-            command.out,
-            command.config,
-            replay=command.replay,
-            tokenizer=command.tokenizer,
-            overwrite=command.overwrite,
-        )
+    done = finetune(
+        command.model,
+        command.data,
+        command.out,
+        command.config,
+        replay=command.replay,
+        tokenizer=command.tokenizer,
+        overwrite=command.overwrite,
     )
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(done)
     return 0
 
 

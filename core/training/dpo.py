@@ -96,11 +96,11 @@ def dpo_loss(beta: float) -> LossOf:
 def with_reference(model: Transformer, examples: Sequence[Example]) -> list[Example]:
     """The examples with the log-probabilities that `model` gives their labels now."""
     model.eval()
-    found = list(examples)
+    found, device = list(examples), model.embed_tokens.weight.device
     order = sorted(range(len(found)), key=lambda i: len(found[i]))
     for start in range(0, len(order), ROWS):
         places = order[start : start + ROWS]
-        log_BT = log_probs(model, _one_a_row([found[i] for i in places])).float().numpy(force=True)
+        log_BT = log_probs(model, _one_a_row([found[i] for i in places]).to(device)).float().numpy(force=True)
         for i, row in zip(places, log_BT, strict=True):
             found[i] = replace(found[i], reference=row[: len(found[i])].copy())
     return found

@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
-from luthier.core.errors import InputError, TrainingError
+from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.finetune_config import FinetuneConfig
+from luthier.core.training.plan import quiet_unless
 
 if TYPE_CHECKING:
     from luthier.core.data.conversations import Message
     from luthier.core.training.batches import Batch
     from luthier.core.training.examples import Found
     from luthier.core.training.loop import LossOf
+    from luthier.core.training.parallel import Workers
     from luthier.tokenizers.bpe import Tokenizer
 
 __all__ = ["FinetuneConfig", "FinetuneSummary", "finetune"]
@@ -93,6 +95,7 @@ def finetune(
     """
     from luthier.core.training.adapters import check_adapters
     from luthier.core.training.examples import read_pairs, read_wordings
+    from luthier.core.training.parallel import start_workers
     from luthier.core.training.runs import settings, write_run
 
     config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
@@ -117,10 +120,20 @@ def finetune(
     work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
     if work.done:
         return FinetuneSummary(Path(out), changed=False)
-    with work:
-        given = {"model": model, "data": data, "replay": replay, "tokenizer": tokenizer}
-        write_run(work.folder, "finetune", config, given)
-        return _run(work, config, model, found, replay, tokenizer or model, loss_of)
+    if loss_of is not None and config.parallel == "fsdp":
+        raise ConfigError(
+            "parallel = 'fsdp' knows the loss of the next token only: for an objective of your own take ddp"
+        )
+    workers, spelling = start_workers(config.parallel), tokenizer or model
+    with quiet_unless(workers.main):
+        if not workers.main:  # its folder is made by the main process, which also writes it
+            workers.wait()
+            return _run(work, config, model, found, replay, spelling, loss_of, workers)
+        with work:
+            given = {"model": model, "data": data, "replay": replay, "tokenizer": tokenizer}
+            write_run(work.folder, "finetune", config, given)
+            workers.wait()
+            return _run(work, config, model, found, replay, spelling, loss_of, workers)
 
 
 def _run(
@@ -131,18 +144,21 @@ def _run(
     replay: Path | None,
     spelling: Path,
     loss_of: LossOf | None,
+    workers: Workers,
 ) -> FinetuneSummary:
     from luthier.core.training.adapters import save_tuned
     from luthier.core.training.loop import fit
 
-    run = prepare(config, folder, found, replay, spelling, keep=work.folder)
+    run = prepare(config, folder, found, replay, spelling, keep=work.folder, workers=workers)
     run |= {} if loss_of is None else {"loss_of": loss_of}
     first, tokenizer = run["batch_at"](0), _tokenizer(spelling, config)
     _say_plan(config, found, run, tokenizer, first, replay)
-    done = fit(folder=work.folder, config=config, save_every=config.save_every, **run)
-    save_tuned(run["model"], work.folder, folder, tokenizer, config)
-    (work.folder / REFERENCE).unlink(missing_ok=True)
-    if found.wordings:
+    done = fit(folder=work.folder, config=config, workers=workers, save_every=config.save_every, **run)
+    model = _whole(run["model"], config, folder, spelling)
+    if workers.main:
+        save_tuned(model, work.folder, folder, tokenizer, config)
+        (work.folder / REFERENCE).unlink(missing_ok=True)
+    if found.wordings and workers.main:
         write_jsonl(work.folder / "trained_pairs.jsonl", (w.row for w in found.wordings if w.row is not None))
     examples = len(found.wordings) or len(found.preferences)
     return FinetuneSummary(
@@ -151,21 +167,33 @@ def _run(
 
 
 def prepare(
-    config: FinetuneConfig, folder: Path, found: Found, replay: Path | None, spelling: Path, keep: Path | None = None
+    config: FinetuneConfig,
+    folder: Path,
+    found: Found,
+    replay: Path | None,
+    spelling: Path,
+    keep: Path | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """What `fit` is called with: model, optimizers, batches and schedule, as functions of settings and inputs alone.
 
     DPO's reference is kept in the folder `keep`, so that a resumed run has the same to the last bit."""
+    import torch
+
     from luthier.core.training.adapters import adapt
     from luthier.core.training.execution import use_machine
     from luthier.core.training.optimizers import make_optimizers
+    from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.runs import open_base, sampler
     from luthier.core.training.schedules import learning_rate_factor
     from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
 
     use_machine(config.threads)
+    workers = workers or Workers()
     tokenizer, model = _tokenizer(spelling, config), open_base(folder, spelling)
+    if torch.cuda.is_available():
+        model.to("cuda")
     row = min(config.context, model.config.max_position_embeddings)
     that_fit(tokenizer, found, row, config)
     steps = max(1, round(config.epochs * -(-(len(found.wordings) or len(found.preferences)) // config.batch_size)))
@@ -173,11 +201,13 @@ def prepare(
     if config.objective == "dpo":
         from luthier.core.training.dpo import dpo_loss, pairs_in
 
-        batch_at = preference_batches(config, found, tokenizer, row, model, keep and keep / REFERENCE)
+        with workers.main_first():
+            batch_at = preference_batches(config, found, tokenizer, row, model, keep and keep / REFERENCE)
         objective = {"loss_of": dpo_loss(config.beta), "count_of": pairs_in}
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
     adapt(model, config)
+    shard(model, workers, _optimizer(config))
     return {
         "model": model,
         "optimizers": make_optimizers(
@@ -200,7 +230,21 @@ def prepare(
 def _optimizer(config: FinetuneConfig) -> str:
     if config.optimizer != "auto":
         return config.optimizer
-    return "adamw" if config.lora_rank or config.objective == "dpo" else "muon"
+    return "adamw" if config.lora_rank or config.objective == "dpo" or config.parallel == "fsdp" else "muon"
+
+
+def _whole(model: Any, config: FinetuneConfig, folder: Path, spelling: Path) -> Any:
+    """The tuned model with every weight in one piece, whatever share of it this process held."""
+    from luthier.core.training.adapters import adapt
+    from luthier.core.training.parallel import whole_model
+    from luthier.core.training.runs import open_base
+
+    def make() -> Any:
+        like = open_base(folder, spelling)
+        adapt(like, config)
+        return like
+
+    return whole_model(model, make)
 
 
 def _rate(config: FinetuneConfig, width: int) -> float:

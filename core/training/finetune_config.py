@@ -71,6 +71,10 @@ class FinetuneConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantize != "none" and self.parallel == "fsdp":
+            raise ConfigError("parallel = 'fsdp' shares out weights, which a base in four bits has not: take ddp")
+        if self.objective == "dpo" and self.parallel == "fsdp":
+            raise ConfigError("parallel = 'fsdp' knows the loss of the next token only: for dpo take ddp")
         for name in ("epochs", "batch_size", "context"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")

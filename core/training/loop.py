@@ -257,7 +257,9 @@ def fit(
     if until is None:
         _finish(checkpoints, model, optimizers, config, at)
     workers.wait()
-    return _fitted(folder, steps, at.trained, read, time.monotonic() - began, start)
+    done = _fitted(folder, steps, at.trained, read, time.monotonic() - began, start)
+    workers.wait()  # all have read what the main process may now move
+    return done
 
 
 @torch.no_grad()

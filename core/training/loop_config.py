@@ -1,7 +1,8 @@
 """How a run is carried out: what pretraining and fine-tuning have in common.
 
-The fields of this dataclass are part of both stages' settings. But for `precision`, none of them is part of *what* is
-made: how often a checkpoint is written, what happens at a spike or who else gets the curve leaves the same weights.
+The fields of this dataclass are part of both stages' settings. But for `precision` and `parallel`, none of them is part
+of *what* is made: how often a checkpoint is written, what happens at a spike or who else gets the curve leaves the same
+weights.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class LoopConfig:
     recompute: bool = False
     """Keep only what goes into each layer and compute the rest again in the backward pass (activation checkpointing,
     Chen et al. 2016, arXiv:1604.06174): a third more work, a fraction of the memory, the same result."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp, each process holds the whole model; fsdp, a share of it (AdamW only)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the layers with torch.compile: on takes half a minute before the first step; auto is off on a CPU and for
     short runs. A resumed run does as its checkpoint says."""
@@ -56,6 +59,8 @@ class LoopConfig:
         for name in ("save_every", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
+        if self.sample and self.parallel == "fsdp":
+            raise ConfigError("sample needs the whole model in one process: leave it out, or take parallel = 'ddp'")
 
 
 # Fields that do not say which model is made. An interrupted run goes on although they differ.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,6 +83,15 @@ class Workers:
             return objective.no_sync()
         return contextlib.nullcontext()
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process does it before the others: what it leaves on disk, they find."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
@@ -132,9 +141,17 @@ def shard(model: Any, workers: Workers, optimizer: str) -> None:
     register_fsdp_forward_method(model, "loss")
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight in one piece, on every process."""
-    return {name: _whole(p.detach()) for name, p in model.named_parameters()}
+def whole_model(model: Any, make: Callable[[], Any]) -> Any:
+    """The model with every weight in one piece: itself, or, where it is shared out, what `make` makes with its weights.
+
+    All processes must call it."""
+    if not any(hasattr(p, "full_tensor") for p in model.parameters()):
+        return model
+    weights = {name: _whole(p.detach()).cpu() for name, p in model.named_parameters()}
+    whole = make()
+    for name, p in whole.named_parameters():
+        p.data = weights[name].to(p.dtype)
+    return whole
 
 
 def _whole(p: Any) -> Tensor:

@@ -165,14 +165,10 @@ class Prepared:
 
     def whole(self) -> Any:
         """The model with every weight in one piece."""
-        from luthier.core.training.parallel import whole_weights
+        from luthier.core.training.parallel import whole_model
         from luthier.models.transformer import Transformer
 
-        if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
-            return self.model
-        whole = Transformer(self.shape)
-        whole.load_state_dict(whole_weights(self.model))
-        return whole
+        return whole_model(self.model, lambda: Transformer(self.shape))
 
 
 def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None) -> Prepared:

@@ -66,8 +66,6 @@ class PretrainConfig(LoopConfig):
     """Most tokens of held-out text for these measurements."""
     weights: tuple[float, ...] = ()
     """Share of each folder of shards in the windows, in their order; left out: by their tokens."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: ddp, each process holds the whole model; fsdp, a share of it (AdamW only)."""
     seed: int = 0
     """Seed of weights and data order."""
 
