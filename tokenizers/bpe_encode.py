@@ -153,6 +153,7 @@ LONG: Final = np.uint64(1 << 63)  # marks the key of a longer one
 BATCH: Final = 64  # pieces that are looked up side by side
 LONGEST: Final = 1024  # bytes of a piece that is remembered
 LETTERS, IDS = 8, 2  # room in the tables, per slot
+NO_KEY: Final = np.uint32(0xFFFFFFE0)  # and above: a pair without a merge
 LANE: Final = 32  # bytes of a new piece that can be joined side by side with others
 AHEAD: Final = 16  # a table is asked for the line of so many entries ahead
 LANES: Final = 32  # new pieces joined side by side
@@ -299,6 +300,27 @@ def _match(typingctx: Any, ranks: Any, i: Any) -> Any:
         return builder.or_(builder.shl(builder.zext(lowest, ir.IntType(64)), ir.Constant(ir.IntType(64), 32)), place)
 
     return types.uint64(ranks, i), make
+
+
+def _least_of(count: int) -> Any:
+    """The lowest of keys[i : i + count]."""
+    vector = ir.VectorType(ir.IntType(32), count)
+
+    @intrinsic
+    def least(typingctx: Any, keys: Any, i: Any) -> Any:
+        def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            words = builder.load(_place(context, builder, signature, args, vector))
+            words.align = 64
+            kind = ir.FunctionType(ir.IntType(32), [vector])
+            lowest = get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.umin.v{count}i32")
+            return builder.call(lowest, [words])
+
+        return types.uint32(keys, i), make
+
+    return least
+
+
+_least_of_16, _least_of_32 = _least_of(16), _least_of(32)
 
 
 # ---------------------------------------------------------------- merges
@@ -495,8 +517,8 @@ def _has_room(words, size):
 
 
 @_inner
-def _remember(words, s, first, second, data, i, size, ids, o, count):
-    """Put the piece data[i : i + size] with the ids ids[o : o + count] into the free slot s."""
+def _claim(words, s, first, second, data, i, size):
+    """Put the piece data[i : i + size] into the free slot s, as yet without ids."""
     slots, used = words.slots, words.used
     used[0] += 1
     if size > INLINE:
@@ -504,7 +526,14 @@ def _remember(words, s, first, second, data, i, size, ids, o, count):
         for k in range(size):
             words.letters[used[1] + k] = data[i + k]
         used[1] += size
-    slots[s], slots[s + 1], slots[s + 3] = first, second, _U(count)
+    slots[s], slots[s + 1] = first, second
+
+
+@_inner
+def _set_ids(words, s, ids, o, count):
+    """ids[o : o + count] are those of the piece in slot s."""
+    slots, used = words.slots, words.used
+    slots[s + 3] = _U(count)
     if count <= 2:
         slots[s + 2] = _U(ids[o]) | _U(ids[o + count - 1]) << _U(32)
     else:
@@ -539,7 +568,8 @@ def _fill_words(words, letters, ends, ids, merges, room, whole):
         if whole or (room.after[0] == size and room.ids[0] == ids[k]):
             first, second = _key(letters, begin, size)
             s = _seek(words, _home(words.slots, first, second), first, second, letters, begin, size)
-            _remember(words, s, first, second, letters, begin, size, ids, np.int64(k), np.int64(1))
+            _claim(words, s, first, second, letters, begin, size)
+            _set_ids(words, s, ids, np.int64(k), np.int64(1))
         begin = ends[k]
 
 
@@ -583,8 +613,8 @@ class _Room(NamedTuple):
     ranks: npt.NDArray[np.uint32]
     levels: npt.NDArray[np.int64]
     batch: npt.NDArray[np.uint64]  # [pieces · 4] key, key, slot, end
-    lanes: npt.NDArray[np.uint32]  # [LANES · 64] of each piece that is joined side by side: 32 ids, 32 ranks
-    turns: npt.NDArray[np.uint64]  # [LANES · 4] lane, place in the batch, where the piece begins, symbols alive | last
+    lanes: npt.NDArray[np.uint32]  # [LANES · 64] of each piece that is joined side by side: 32 ids, 32 keys
+    turns: npt.NDArray[np.uint64]  # [LANES · 4] lane, slot, symbols alive | last
 
 
 def _room(size: int) -> _Room:
@@ -597,7 +627,7 @@ def _room(size: int) -> _Room:
         np.empty(size + size // 16 + 256, np.uint32),
         np.zeros(8, np.int64),
         np.empty(8 * BATCH, np.uint64),
-        np.empty(2 * LANE * LANES, np.uint32),
+        _aligned(LANE * LANES).view(np.uint32),
         np.empty(4 * LANES, np.uint64),
     )
 
@@ -681,18 +711,25 @@ def _join(data, i, size, merges, room):
                 _play_again(ranks, levels, top, prior)
 
 
+@_pasted
+def _key_of(rank, place):
+    """The key of a pair in a lane; at least NO_KEY without a merge."""
+    return np.uint32(rank << np.uint32(5) | np.uint32(place))
+
+
 @_inner
 def _lay_out(data, i, size, merges, lanes, lane):
-    """The bytes of a piece as ids in its lane, and behind them the ranks of their pairs."""
-    left = _U(data[i])
+    """The bytes of a piece as ids in its lane, and behind them the keys of their pairs: rank << 5 | place of the left
+    one, so that the least key tells both and the leftmost of equals comes first."""
+    left, keys = _U(data[i]), lane + _U(LANE)
     for p in range(_U(LANE)):
-        lanes[lane + _U(LANE) + p] = NO_RANK
+        lanes[keys + p] = NO_RANK
     last = _U(size - 1)
     p = _U(0)
     while p < last:
         right = _U(data[_U(i) + p + _U(1)])
         lanes[lane + p] = np.uint32(merges.byte_ids[left])
-        lanes[lane + _U(LANE) + p] = merges.pairs[left << _U(8) | right]
+        lanes[keys + p] = _key_of(merges.pairs[left << _U(8) | right], p)
         left, p = right, p + _U(1)
     lanes[lane + p] = np.uint32(merges.byte_ids[left])
 
@@ -701,30 +738,31 @@ def _lay_out(data, i, size, merges, lanes, lane):
 def _learn(data, i, batch, b, n, merges, cache, room):
     """Join the new pieces among those of the batch from b on and put them into the cache. They take turns: a join asks
     for the lines of the table that its two new pairs need, and they arrive while the others have their turns."""
-    lanes, turns, count = room.lanes, room.turns, _U(0)
-    while b < n and count < _U(LANES):
-        size = np.int64(batch[b + _U(3)]) - i
-        if size <= LANE:
-            home = np.int64(batch[b + _U(2)] & _U(len(cache.slots) - 8))
-            t = _seek(cache, home, batch[b], batch[b + _U(1)], data, i, size)
-            if not cache.slots[t + 1]:
-                _lay_out(data, i, size, merges, lanes, count * _U(2 * LANE))
-                turn = count << _U(2)
-                turns[turn], turns[turn + _U(1)], turns[turn + _U(2)] = count * _U(2 * LANE), b, _U(i)
-                turns[turn + _U(3)] = _U(0xFFFFFFFF) >> _U(LANE - size)
-                count += _U(1)
-        i, b = np.int64(batch[b + _U(3)]), b + _U(4)
-    k, waiting = _U(0), count << _U(2)
+    slots, lanes, turns, waiting = cache.slots, room.lanes, room.turns, _U(0)
+    while b < n and waiting < _U(4 * LANES):
+        first, second, s, e = batch[b], batch[b + _U(1)], batch[b + _U(2)], np.int64(batch[b + _U(3)])
+        size = e - i
+        if (slots[s] != first) | (slots[s + _U(1)] != second) and size <= LANE:
+            t = _seek(cache, np.int64(s), first, second, data, i, size)
+            if not slots[t + 1]:
+                _claim(cache, t, first, second, data, i, size)
+                lane = waiting * _U(LANE // 2)
+                _lay_out(data, i, size, merges, lanes, lane)
+                turns[waiting], turns[waiting + _U(1)] = lane, _U(t)
+                turns[waiting + _U(2)] = _U(0xFFFFFFFF) >> _U(LANE - size)
+                waiting += _U(4)
+        i, b = e, b + _U(4)
+    k = _U(0)
     while waiting:
-        lane, alive = turns[k], turns[k + _U(3)]
-        alive = _take_turn(merges, lanes, lane, alive)
-        turns[k + _U(3)] = alive
+        lane = turns[k]
+        alive = _take_turn(merges, lanes, lane, turns[k + _U(2)])
+        turns[k + _U(2)] = alive
         k += _U(4)
         if alive <= _U(0xFFFFFFFF):
             k -= _U(4)
-            _finish(data, turns, k, alive, batch, cache, room)
+            _set_ids(cache, np.int64(turns[k + _U(1)]), room.ids, np.int64(0), _gather(lanes, lane, alive, room.ids))
             waiting -= _U(4)
-            for j in range(_U(4)):
+            for j in range(_U(3)):
                 turns[k + j] = turns[waiting + j]
         if k >= waiting:
             k = _U(0)
@@ -732,46 +770,48 @@ def _learn(data, i, batch, b, n, merges, cache, room):
 
 @_pasted
 def _take_turn(merges, lanes, lane, alive):
-    """The ranks that the last join left open, then one join more. `alive` is a bit for each symbol, above them
+    """The keys that the last join left open, then one join more. `alive` is a bit for each symbol, above them
     1 + the place of the last join; without that there is nothing left to join."""
-    ranks, p = lane + _U(LANE), alive >> _U(32)
+    keys, p = lane + _U(LANE), alive >> _U(32)
     alive &= _U(0xFFFFFFFF)
+    # Of all but the open ones, which were just written: a vector would wait for them
+    least = _least_of_16(lanes, keys) if alive <= _U(0xFFFF) else _least_of_32(lanes, keys)
     if p:
         p -= _U(1)
         below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
         if below:
             prior = _high_bit(below)
-            lanes[ranks + prior] = _rank(merges, lanes[lane + prior], lanes[lane + p])
+            key = _key_of(_rank(merges, lanes[lane + prior], lanes[lane + p]), prior)
+            lanes[keys + prior], least = key, min(least, key)
         if above:
-            lanes[ranks + p] = _rank(merges, lanes[lane + p], lanes[lane + p + _U(1) + _low_bit(above)])
-    rank, p = _split(_match(lanes, ranks))
-    if rank == _U(NO_RANK):
+            key = _key_of(_rank(merges, lanes[lane + p], lanes[lane + p + _U(1) + _low_bit(above)]), p)
+            lanes[keys + p], least = key, min(least, key)
+    if least >= NO_KEY:
         return alive
+    p = _U(least) & _U(31)
     gone = p + _U(1) + _low_bit(alive >> p >> _U(1))
     alive ^= _U(1) << gone
-    new = np.uint32(_made(merges, rank))
-    lanes[lane + p], lanes[ranks + p], lanes[ranks + gone] = new, NO_RANK, NO_RANK
+    new = np.uint32(_made(merges, least >> np.uint32(5)))
+    lanes[lane + p], lanes[keys + p], lanes[keys + gone] = new, NO_RANK, NO_RANK
     below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
     if below:
-        _prefetch(merges.slots, _place_of(merges, lanes[lane + _high_bit(below)], new))
+        prior = _high_bit(below)
+        lanes[keys + prior] = NO_RANK
+        _prefetch(merges.slots, _place_of(merges, lanes[lane + prior], new))
     if above:
         _prefetch(merges.slots, _place_of(merges, new, lanes[lane + p + _U(1) + _low_bit(above)]))
     return alive | (p + _U(1)) << _U(32)
 
 
 @_inner
-def _finish(data, turns, k, alive, batch, cache, room):
-    """Put the piece of turn k into the cache."""
-    lane, b, i = turns[k], turns[k + _U(1)], np.int64(turns[k + _U(2)])
+def _gather(lanes, lane, alive, ids):
+    """Write the symbols of a lane that are alive to `ids`; returns their number."""
     count = np.int64(0)
     while alive:
-        room.ids[count] = room.lanes[lane + _low_bit(alive)]
+        ids[count] = lanes[lane + _low_bit(alive)]
         alive &= alive - _U(1)
         count += 1
-    first, second, size = batch[b], batch[b + _U(1)], np.int64(batch[b + _U(3)]) - i
-    t = _seek(cache, np.int64(batch[b + _U(2)] & _U(len(cache.slots) - 8)), first, second, data, i, size)
-    if not cache.slots[t + 1]:
-        _remember(cache, t, first, second, data, i, size, room.ids, np.int64(0), count)
+    return count
 
 
 @_within
@@ -871,11 +911,12 @@ def _encode_texts(data, starts, begins, merges, cache, room, ids, offsets, at):
                             return FULL
                         if size <= LANE:
                             _learn(data, i, batch, b - _U(4), n, merges, cache, room)
-                            t, known = _seek(cache, t, first, second, data, i, size), True
+                            known = True
                         else:
                             before, o = o, _fresh(data, i, size, merges, room, ids, o)
                             if size <= LONGEST:
-                                _remember(cache, t, first, second, data, i, size, ids, before, o - before)
+                                _claim(cache, t, first, second, data, i, size)
+                                _set_ids(cache, t, ids, before, o - before)
                     if known:
                         o = _copy_ids(cache, t, ids, o)
                 i = e
