@@ -10,7 +10,9 @@ They lie in seven decades, 10^−e for e = 0 … 6, the largest decade cut into 
 
     m, v = value[code] · scale(block)      →  one AdamW step in float32  →  code = nearest(m / max|m|), scale = max|m|
 
-The nearest value is found by bisection in the 255 midpoints, eight comparisons. The step itself is that of adamw.py.
+The nearest value is found by bisection in the 255 midpoints, eight comparisons. A CPU has a table instead: for the
+first 17 bits of a number, how many midpoints lie below all numbers that begin so, and the one midpoint that may lie
+among them. The step itself is that of adamw.py.
 
 Legend: N weights of a tensor, in blocks of 256; ROWS blocks in a program.
 """
@@ -26,11 +28,21 @@ from torch import Tensor
 
 from luthier.kernels.launch import Impl, LaunchError, check_floats, check_together, jit, launch, narrow, tl, use_triton
 
-__all__ = ["BLOCK", "adamw_8bit_step", "code_values", "cost", "dequantize", "empty_state", "quantize"]
+__all__ = [
+    "BLOCK",
+    "adamw_8bit_step",
+    "adamw_8bit_step_reference",
+    "code_values",
+    "cost",
+    "dequantize",
+    "empty_state",
+    "quantize",
+]
 
 EXAMPLE = {"weights": 2**27}
 BLOCK = 256
 ROWS = 8
+PIECE = 256  # blocks of a piece on a CPU
 
 
 def cost(weights: int, itemsize: int) -> dict[str, tuple[int, int]]:
@@ -69,10 +81,10 @@ def _blocks(x: Tensor) -> Tensor:
 
 def quantize(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes uint8 [blocks, 256] and scales float32 [blocks] of a tensor."""
-    blocks = _blocks(x.float())
+    blocks = _blocks(x.to(torch.promote_types(x.dtype, torch.float32)))
     scale = blocks.abs().amax(1)
-    unit = blocks / torch.where(scale == 0, 1.0, scale)[:, None]
-    return torch.bucketize(unit, _midpoints(signed, x.device)[:-1]).to(torch.uint8), scale
+    unit = (blocks / torch.where(scale == 0, 1.0, scale)[:, None]).float()
+    return torch.bucketize(unit, _midpoints(signed, x.device)[:-1]).to(torch.uint8), scale.float()
 
 
 def dequantize(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
@@ -91,23 +103,93 @@ def empty_state(p: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def _step(
-    p: Tensor, g: Tensor, state: dict[str, Tensor], step: int, lr: float, betas: tuple[float, float], eps: float,
-    decay: float,
+def adamw_8bit_step_reference(
+    p: Tensor, g: Tensor, state: dict[str, Tensor], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+    weight_decay: float,
 ) -> None:  # fmt: skip
-    """The plain step of one tensor."""
-    g_blocks = _blocks(g.float())
+    """The formula for one tensor, in float32 or wider, in place."""
+    wide = torch.promote_types(p.dtype, torch.float32)
+    g_blocks = _blocks(g.to(wide))
     m = dequantize(state["m"], state["m_scale"], True)
     v = dequantize(state["v"], state["v_scale"], False)
     m = m + (1 - betas[0]) * (g_blocks - m)
     v = betas[1] * v + (1 - betas[1]) * g_blocks * g_blocks
-    w = p.float() * (1 - lr * decay)
+    w = p.to(wide) * (1 - lr * weight_decay)
     update = m / ((v / (1 - betas[1] ** step)).sqrt() + eps)
     p.copy_(w - lr / (1 - betas[0] ** step) * update.view(-1)[: p.numel()].view(p.shape))
     for name, value, signed in (("m", m, True), ("v", v, False)):
         codes, scale = quantize(value, signed)
         state[name].copy_(codes)
         state[f"{name}_scale"].copy_(scale)
+
+
+# ---------------------------------------------------------------- a CPU
+
+
+@cache
+def _by_bits(signed: bool) -> tuple[Tensor, Tensor]:
+    """For each beginning of a float32 (sign, exponent, 8 digits): how many midpoints lie below all numbers that begin
+    so (uint8), and the next midpoint (float32). No two midpoints lie among such numbers."""
+    first = torch.arange(2**17, dtype=torch.int64) << 15
+    first = torch.where(first < 2**31, first, first - 2**32)  # as a signed number of 32 bits
+    low, high = ((first + rest).int().view(torch.float32) for rest in (0, 2**15 - 1))
+    below = torch.bucketize(torch.minimum(low, high).nan_to_num(nan=1.0), _midpoints(signed)[:-1])
+    return below.to(torch.uint8), _midpoints(signed)[below]
+
+
+class _Room:
+    """Places for what is made of a piece on the way, so that nothing is allocated and most of it stays in the cache."""
+
+    def __init__(self, numbers: int) -> None:
+        self.m, self.v, self.other, self.unit = (torch.empty(numbers) for _ in range(4))
+        self.index = torch.empty(numbers, dtype=torch.int32)
+        self.past = torch.empty(numbers, dtype=torch.bool)
+
+
+def _read(codes: Tensor, scale: Tensor, signed: bool, index: Tensor, out: Tensor) -> None:
+    """`dequantize` into out [blocks · 256]."""
+    torch.index_select(code_values(signed), 0, index.copy_(codes), out=out)
+    out.view(-1, BLOCK).mul_(scale[:, None])
+
+
+def _write(x: Tensor, codes: Tensor, scale: Tensor, signed: bool, room: _Room) -> None:
+    """`quantize` of x [blocks · 256] into codes and scale."""
+    below, following = _by_bits(signed)
+    torch.amax((torch.abs(x, out=room.unit) if signed else x).view(-1, BLOCK), 1, out=scale)
+    torch.div(x.view(-1, BLOCK), scale.masked_fill(scale == 0, 1.0)[:, None], out=room.unit.view(-1, BLOCK))
+    index = torch.bitwise_right_shift(room.unit.view(torch.int32), 15, out=room.index).bitwise_and_(2**17 - 1)
+    torch.gt(room.unit, torch.index_select(following, 0, index, out=room.other), out=room.past)
+    torch.index_select(below, 0, index, out=codes).add_(room.past)
+
+
+def _step_on_cpu(
+    p: Tensor, g: Tensor, state: dict[str, Tensor], step: int, lr: float, betas: tuple[float, float], eps: float,
+    decay: float,
+) -> None:  # fmt: skip
+    """One tensor, piece by piece."""
+    flat = p.reshape(-1)
+    codes = [state[name].view(-1).split(PIECE * BLOCK) for name in ("m", "v")]
+    scales = [state[name].split(PIECE) for name in ("m_scale", "v_scale")]
+    pieces = zip(flat.split(PIECE * BLOCK), g.reshape(-1).split(PIECE * BLOCK), *codes, *scales, strict=True)
+    room = None
+    for w, slope, m_codes, v_codes, m_scale, v_scale in pieces:
+        if room is None or len(room.m) != len(m_codes):
+            room = _Room(len(m_codes))
+        m, v = room.m, room.v
+        _read(m_codes, m_scale, True, room.index, m)
+        _read(v_codes, v_scale, False, room.index, v)
+        slope = _blocks(slope.float()).view(-1) if len(slope) % BLOCK else slope.float()
+        m.lerp_(slope, 1 - betas[0])
+        v.mul_(betas[1]).addcmul_(slope, slope, value=1 - betas[1])
+        root = torch.div(v, 1 - betas[1] ** step, out=room.other).sqrt_().add_(eps)
+        wide = w.float().mul_(1 - lr * decay)
+        wide.addcdiv_(m[: len(w)], root[: len(w)], value=-lr / (1 - betas[0] ** step))
+        if w.dtype != torch.float32:
+            w.copy_(wide)
+        _write(m, m_codes, m_scale, True, room)
+        _write(v, v_codes, v_scale, False, room)
+    if flat.data_ptr() != p.data_ptr():
+        p.copy_(flat.view(p.shape))
 
 
 # ---------------------------------------------------------------- Triton
@@ -200,12 +282,14 @@ def adamw_8bit_step(
         raise ValueError(
             f"adamw_8bit_step: state has {len(state['m'])} blocks on {state['m'].device}, p has {blocks} on {p.device}"
         )
-    run = _step
+    options: Any = {"step": step, "lr": lr, "betas": betas, "eps": eps}
     if use_triton("adamw_8bit_step", impl, p):
         check_floats("adamw_8bit_step", p=p, g=g)
         for name, x in (("p", p), ("g", g)):
             if not x.is_contiguous():
                 raise LaunchError(f"adamw_8bit_step: {name} has strides {x.stride()}; it must be contiguous")
-        run = _step_on_card
-    arguments: Any = (p, g, state, step, lr, betas, eps, weight_decay)
-    run(*arguments)
+        _step_on_card(p, g, state, decay=weight_decay, **options)
+    elif p.device.type == "cpu" and torch.float64 not in (p.dtype, g.dtype):
+        _step_on_cpu(p, g, state, decay=weight_decay, **options)
+    else:
+        adamw_8bit_step_reference(p, g, state, weight_decay=weight_decay, **options)

@@ -35,7 +35,6 @@ from luthier.kernels import (
     swiglu,
 )
 from luthier.kernels.budget import FLOOR
-from luthier.kernels.launch import Impl
 
 __all__ = ["KERNELS", "Kernel", "Problem", "Where"]
 
@@ -228,13 +227,13 @@ def _adamw_8bit(where: Where, shape: Shape) -> Problem:
     states = [adamw_8bit.empty_state(x) for x in p]
     m, ms, v, vs = ([s[key] for s in states] for key in ("m", "m_scale", "v", "v_scale"))
 
-    def step(impl: Impl, *lists: list[Tensor]) -> None:
+    def step(one: Callable[..., None], *lists: list[Tensor]) -> None:
         for p, g, m, ms, v, vs in zip(*lists, strict=True):
-            state = {"m": m, "m_scale": ms, "v": v, "v_scale": vs}
-            adamw_8bit.adamw_8bit_step(p, g, state, impl=impl, **{**STEP, "step": 1})
+            one(p, g, {"m": m, "m_scale": ms, "v": v, "v_scale": vs}, **{**STEP, "step": 1})
 
-    plain = partial(step, "torch")
-    tools: Tools = {"ours": partial(step, where.impl), **peers.adamw_8bit(where, plain)}
+    plain = partial(step, adamw_8bit.adamw_8bit_step_reference)
+    ours = partial(step, partial(adamw_8bit.adamw_8bit_step, impl=where.impl))
+    tools: Tools = {"ours": ours, **peers.adamw_8bit(where, plain)}
     name = f"{weights:,} weights in {len(sizes)} tensors"
     passes = adamw_8bit.cost(weights, where.dtype.itemsize)
     return Problem(name, [p, g, m, ms, v, vs], plain, tools, passes, steps=2)

@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from luthier.kernels import adamw_8bit
 from luthier.kernels.adamw import adamw_step
-from luthier.kernels.adamw_8bit import adamw_8bit_step, code_values, dequantize, empty_state, quantize
+from luthier.kernels.adamw_8bit import (
+    adamw_8bit_step,
+    adamw_8bit_step_reference,
+    code_values,
+    dequantize,
+    empty_state,
+    quantize,
+)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -31,6 +39,52 @@ def test_quantize_finds_the_nearest(signed: bool, random: Callable[..., Tensor])
     back = dequantize(codes, scale, signed).view(-1)[:700]
     assert float((back - x).norm() / x.norm()) < 0.02
     assert dequantize(*quantize(torch.zeros(5), signed), signed).abs().max() == 0
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_table_of_a_cpu_says_what_the_midpoints_say(signed: bool, random: Callable[..., Tensor]) -> None:
+    """Also for the numbers next to each midpoint, and where numbers begin otherwise."""
+    middles = adamw_8bit._midpoints(signed)[:-1]
+    beside = [torch.nextafter(middles, middles + side) for side in (-1, 1)]
+    begins = (torch.arange(2**17) << 15).int().view(torch.float32)
+    unit = torch.cat([random(100_000), random(100_000) * 1e-5, middles, *beside, begins[begins.abs() <= 1]])
+    unit = unit[(unit.abs() <= 1) & (signed | (unit >= 0))].sort().values
+    unit = torch.nn.functional.pad(unit, (256 - len(unit) % 256, 0))  # a multiple of 256, the last number 1
+    x, codes, scale = unit.clone(), torch.empty(len(unit), dtype=torch.uint8), torch.empty(len(unit) // 256)
+    x[::256] = 1  # so that each block's scale is 1
+    adamw_8bit._write(x, codes, scale, signed, adamw_8bit._Room(len(x)))
+    assert torch.equal(codes.long(), torch.bucketize(x, middles)) and bool((scale == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (63, 5), (300, 512), (0,)])
+def test_a_cpu_steps_as_the_formula(
+    shape: tuple[int, ...], dtype: torch.dtype, random: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adamw_8bit, "PIECE", 7)
+    plain, ours = (random(*shape, dtype=dtype) for _ in range(2))
+    if len(shape) == 2:
+        ours = ours.T.contiguous().T  # in another order of memory
+    states = empty_state(plain), empty_state(ours)
+    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    for step in (1, 2, 3):
+        g = random(*shape, seed=step, dtype=dtype) * 10.0**-step
+        adamw_8bit_step_reference(plain, g, states[0], step=step, **options)
+        adamw_8bit_step(ours, g, states[1], step=step, **options)
+    for name in ("m", "v"):
+        codes = [s[name].int() for s in states]
+        assert int((codes[0] - codes[1]).abs().sum()) <= 0.001 * codes[0].numel()  # a tie rounded otherwise
+        torch.testing.assert_close(states[1][f"{name}_scale"], states[0][f"{name}_scale"])
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_gradient_that_is_no_number_is_not_hidden() -> None:
+    p, g = torch.ones(600), torch.ones(600)
+    g[300] = float("nan")
+    state = empty_state(p)
+    for step in (1, 2):
+        adamw_8bit_step(p, g, state, step=step, lr=0.1)
+    assert not p[256:512].isfinite().any() and p[:256].isfinite().all()
 
 
 def test_it_stays_near_adamw(random: Callable[..., Tensor]) -> None:
