@@ -4,6 +4,7 @@ lora_rank = 0           every weight is trained; the result is a model folder
 lora_rank = 8           adapters are trained (models/lora.py); the result is an adapter folder that names its base
   quantize = "nf4"      the base's weights are kept in four bits meanwhile: QLoRA
   merge = true          the adapter is added into the weights; the result is a model folder
+  train_embedding       embedding and head are trained whole beside the adapters
 """
 
 from __future__ import annotations
@@ -36,20 +37,22 @@ def check_adapters(config: FinetuneConfig, base: Path, tokenizer: Path | None) -
     from luthier.models.adapter_files import is_adapter
 
     lora_of(config)
-    if not config.lora_rank and (config.quantize != "none" or config.merge):
-        which = "merge" if config.merge else "quantize"
+    if not config.lora_rank and (config.quantize != "none" or config.merge or config.train_embedding):
+        which = "merge" if config.merge else "train_embedding" if config.train_embedding else "quantize"
         raise ConfigError(f"{which} is for adapters: give lora_rank too, for instance --lora-rank 8")
     if config.lora_rank and not config.merge and is_adapter(base):
         raise InputError(
             f"{base} is an adapter, and an adapter needs a whole model to stand on\n"
             "Add --merge, which writes a whole model with both, or start from the base model."
         )
+    if config.train_embedding and not config.merge:
+        raise ConfigError("train_embedding changes weights of the base, which an adapter does not hold: add --merge")
     if config.lora_rank and not config.merge and tokenizer is not None:
         raise ConfigError("a larger vocabulary has new rows, which an adapter does not hold: add --merge")
 
 
 def adapt(model: Transformer, config: FinetuneConfig) -> None:
-    """Hang the adapter on `model`; from here on only it is trained."""
+    """Hang the adapter on `model`; from here on only it is trained, and the embedding where that is asked for."""
     import torch
 
     from luthier.models.lora import add_adapter, quantize_base
@@ -60,6 +63,9 @@ def adapt(model: Transformer, config: FinetuneConfig) -> None:
     if config.quantize == "nf4":
         quantize_base(model)
     add_adapter(model, lora, generator=torch.Generator().manual_seed(config.seed))
+    if config.train_embedding:
+        model.embed_tokens.requires_grad_()
+        model.head_weight.requires_grad_()
 
 
 def save_tuned(model: Any, folder: Path, base: Path, tokenizer: Tokenizer, config: FinetuneConfig) -> None:

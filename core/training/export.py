@@ -15,8 +15,10 @@ and leaves nothing, unless the ids are the same in all:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,7 +89,7 @@ def export(
     work = Artifact(out, "export", asdict(config), {"model": model}, overwrite=overwrite)
     if work.done:
         return ExportSummary(Path(out), changed=False)
-    with work:
+    with work, _nothing_left(work.folder):
         trained, tokenizer = open_base(model, None), load_tokenizer(model)
         save(trained, work.folder, model, model)
         if config.gguf != "none":
@@ -96,6 +98,16 @@ def export(
         opened_by = self_test(trained, tokenizer, work.folder, asked, config.max_new_tokens)
         files = [p.name for p in work.folder.iterdir() if p.suffix in (".gguf", ".safetensors")]
     return ExportSummary(work.out, len(asked), opened_by, sorted(files))
+
+
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """A failed export is not gone on with: what it wrote is deleted."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _gguf(model: Transformer, tokenizer: Tokenizer, folder: Path, config: ExportConfig, name: str) -> None:

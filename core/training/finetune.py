@@ -31,6 +31,7 @@ from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.finetune_config import FinetuneConfig
+from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def finetune(
             "parallel = 'fsdp' knows the loss of the next token only: for an objective of your own take ddp"
         )
     workers, spelling = start_workers(config.parallel), tokenizer or model
-    with quiet_unless(workers.main):
+    with quiet_unless(workers.main), memory_told(config):
         if not workers.main:  # its folder is made by the main process, which also writes it
             workers.wait()
             return _run(work, config, model, found, replay, spelling, loss_of, workers)

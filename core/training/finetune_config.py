@@ -49,6 +49,9 @@ class FinetuneConfig(LoopConfig):
     """lora; rslora, multiplied by alpha / √rank; dora, direction and length of each row learned apart."""
     lora_targets: tuple[str, ...] = ()
     """Products that get adapters, such as q_proj v_proj; none named: all seven of a layer."""
+    train_embedding: bool = False
+    """With adapters: train the embedding whole, and the head. A small base needs it: what it has never said (a name,
+    the tokens that end a turn) has no good row there, and no adapter inside the layers makes one. Needs merge."""
     quantize: Literal["none", "nf4"] = "none"
     """Keep the base in four bits while adapters are trained (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
     merge: bool = False

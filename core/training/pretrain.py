@@ -25,6 +25,7 @@ from luthier.core.artifacts import Artifact, hash_file
 from luthier.core.console import duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
+from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless, say_plan
 from luthier.core.training.pretrain_batches import held_out_batches, mixture, steps_of
 from luthier.core.training.pretrain_config import PretrainConfig, model_config, rate_of
@@ -93,7 +94,7 @@ def pretrain(
     if work.done and not plan:
         return PretrainSummary(Path(out), changed=False)
     workers = start_workers(config.parallel)
-    with quiet_unless(workers.main):
+    with quiet_unless(workers.main), memory_told(config):
         if plan:
             say_plan(prepare(config, given), config)
             return PretrainSummary(Path(out))

@@ -82,6 +82,17 @@ def test_an_adapter_answers_and_so_does_the_merged_model(
     assert answers(tmp_path / "b") == [r["completion"] for r in ROWS]
 
 
+def test_the_embedding_is_trained_too_where_that_is_asked_for(base: Path, tmp_path: Path) -> None:
+    ends = ("embed_tokens.weight", "norm.weight")
+    for asked in (False, True):
+        out, settings = tmp_path / str(asked), {"lora_rank": 2, "merge": True, "epochs": 2, **FAST}
+        finetune(base / "model", [base / "c.jsonl"], out, FinetuneConfig(train_embedding=asked, **settings))
+        before, after = (dict(load_model(folder).named_parameters()) for folder in (base / "model", out))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed & set(ends) == ({ends[0]} if asked else set())
+        assert "layers.1.mlp.up_proj.weight" in changed
+
+
 def test_what_cannot_be_is_refused_before_anything_is_made(base: Path, tmp_path: Path) -> None:
     def refused(error: type[Exception], match: str, **settings: Any) -> None:
         with pytest.raises(error, match=match):
@@ -90,6 +101,8 @@ def test_what_cannot_be_is_refused_before_anything_is_made(base: Path, tmp_path:
 
     refused(ConfigError, "quantize is for adapters: give lora_rank too", quantize="nf4")
     refused(ConfigError, "merge is for adapters", merge=True)
+    refused(ConfigError, "train_embedding is for adapters", train_embedding=True)
+    refused(ConfigError, "an adapter does not hold: add --merge", train_embedding=True, lora_rank=4)
     refused(ConfigError, "lora_rank = -1", lora_rank=-1)
     refused(LoraError, "targets = query: choose from q_proj", lora_rank=4, lora_targets=("query",))
     with pytest.raises(ConfigError, match="larger vocabulary has new rows"):
