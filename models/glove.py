@@ -20,10 +20,13 @@ come out right; biases that learn at once leave the vectors nothing of a word's 
 
 A word's final vector is w + c (§4.2): with a symmetric window the two tables differ by chance only.
 
-What costs time is fetching rows. So pairs are visited in tiles of 512 × 512 words, the tiles in an order drawn once and
-the pairs of a tile too: the rows of a tile stay near the core and serve it many times. A number and the sum of its
-squared gradients lie in the same row, and the processor's estimate of 1/√ with one Newton step stands for a root and a
-division (the compiler makes it of `afn` and `arcp`).
+What costs time is fetching rows. So pairs are visited in tiles of 512 × 512 words: the rows of a tile stay near the
+core and serve it many times. But a tile of frequent words has a quarter of a million pairs, and visited in one go they
+draw their rows towards each other alone: analogies suffer (docs/vectors.md). So each tile's pairs are dealt by chance
+into parts of about 4,096, and all parts of all tiles are visited in one order by chance, drawn once.
+
+A number and the sum of its squared gradients lie in the same row, and the processor's estimate of 1/√ with one Newton
+step stands for a root and a division (the compiler makes it of `afn` and `arcp`).
 
 `workers` threads share the tables without a lock; one thread gives the same bits for the same seed, also where it was
 stopped and went on. A product that is no number, or beyond ±1e4, stops the training and names the pair.
@@ -49,6 +52,7 @@ from luthier.models.vectors import Trained, VectorsError
 __all__ = ["Diverged", "Progress", "adagrad", "adagrad_plain", "train_glove"]
 
 TILE = 512  # words
+PART = 4_096  # pairs of a tile that are visited in one go
 ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back
@@ -171,7 +175,7 @@ def train_glove(
         raise VectorsError("no two words stand within a window of each other: nothing to learn vectors from")
     rng = np.random.default_rng(seed)
     progress = begun or _start(size, vector_size, rng)
-    lined = _in_tiles(pairs, size, x_max, alpha, np.random.default_rng([seed, 1]), folder)
+    lined = _in_parts(pairs, size, x_max, alpha, np.random.default_rng([seed, 1]), folder)
     with ThreadPoolExecutor(workers) as pool:
         while len(progress.losses) < iterations:
             while progress.visited < len(lined.i):
@@ -232,17 +236,22 @@ class Lined(NamedTuple):
     f: np.ndarray
 
 
-def _in_tiles(
+def _in_parts(
     pairs: Cooccurrences, size: int, x_max: float, alpha: float, rng: np.random.Generator, folder: Path | None
 ) -> Lined:
-    """The pairs by tiles of 512 × 512 words, the tiles in an order by chance, and by chance within each."""
+    """The pairs by parts of tiles of 512 × 512 words, the parts in an order by chance, and by chance within each."""
     tiles = -(-size // TILE)
-    place = rng.permutation(tiles * tiles).reshape(tiles, tiles)
-    ends = np.zeros(tiles * tiles + 1, np.int64)
-    _count_tiles(pairs.i, pairs.j, place, ends)
+    counts = np.zeros(tiles * tiles, np.int64)
+    _count_tiles(pairs.i, pairs.j, TILE, tiles, counts)
+    first = np.concatenate([[0], np.cumsum(-(-counts // PART))])  # number of the first part of each tile
+    place, state = rng.permutation(int(first[-1])), np.uint64(rng.integers(2**63))
+    counts = np.zeros(len(place), np.int64)
+    _count_parts(pairs.i, pairs.j, TILE, tiles, first, state, counts)
+    ends = np.zeros(len(place) + 1, np.int64)
+    ends[place + 1] = counts
     ends = np.cumsum(ends)
     lined = Lined(*(_array(len(pairs.x), dtype, folder, n) for n, dtype in zip(Lined._fields, "iiff", strict=True)))
-    _lay(*pairs, place, ends[:-1].copy(), lined.i, lined.j, lined.log_x)
+    _lay(*pairs, TILE, tiles, first, state, place, ends[:-1].copy(), lined.i, lined.j, lined.log_x)
     _shuffle(ends, np.uint64(rng.integers(2**63)), lined.i, lined.j, lined.log_x)
     for start in range(0, len(pairs.x), ROUND):
         part = slice(start, start + ROUND)
@@ -255,30 +264,52 @@ def _array(length: int, dtype: str, folder: Path | None, name: str) -> np.ndarra
     return np.empty(length, dtype) if folder is None else np.memmap(folder / f"lined.{name}", dtype, "w+", shape=length)
 
 
-@njit(**_FAST)
-def _count_tiles(i, j, place, counts):
-    for n in range(len(i)):
-        counts[place[i[n] // TILE, j[n] // TILE] + 1] += 1
+# Chance is Knuth's 64-bit congruential generator (MMIX); the upper half is the number.
 
 
 @njit(**_FAST)
-def _lay(i, j, x, place, ends, to_i, to_j, to_x):
-    """Each pair to the end of its tile."""
+def _next(state):
+    return state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+
+
+@njit(**_FAST)
+def _below(state, room):
+    """A number below `room` from the state."""
+    return np.int64(((state >> np.uint64(32)) * np.uint64(room)) >> np.uint64(32))
+
+
+@njit(**_FAST)
+def _count_tiles(i, j, size, tiles, counts):
     for n in range(len(i)):
-        tile = place[i[n] // TILE, j[n] // TILE]
-        at = ends[tile]
+        counts[i[n] // size * tiles + j[n] // size] += 1
+
+
+@njit(**_FAST)
+def _count_parts(i, j, size, tiles, first, state, counts):
+    """How many pairs each part is dealt."""
+    for n in range(len(i)):
+        tile, state = i[n] // size * tiles + j[n] // size, _next(state)
+        counts[first[tile] + _below(state, first[tile + 1] - first[tile])] += 1
+
+
+@njit(**_FAST)
+def _lay(i, j, x, size, tiles, first, state, place, ends, to_i, to_j, to_x):
+    """Each pair to the end of its part, dealt as in `_count_parts`."""
+    for n in range(len(i)):
+        tile, state = i[n] // size * tiles + j[n] // size, _next(state)
+        part = place[first[tile] + _below(state, first[tile + 1] - first[tile])]
+        at = ends[part]
         to_i[at], to_j[at], to_x[at] = i[n], j[n], x[n]
-        ends[tile] = at + 1
+        ends[part] = at + 1
 
 
 @njit(**_FAST)
 def _shuffle(ends, state, i, j, x):
-    """Shuffle each tile (Fisher & Yates), by chance from a 64-bit congruential generator (Knuth's MMIX)."""
-    for tile in range(len(ends) - 1):
-        for n in range(ends[tile + 1] - 1, ends[tile], -1):
-            state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            room = np.uint64(n - ends[tile] + 1)
-            m = ends[tile] + np.int64(((state >> np.uint64(32)) * room) >> np.uint64(32))
+    """Shuffle each part (Fisher & Yates)."""
+    for part in range(len(ends) - 1):
+        for n in range(ends[part + 1] - 1, ends[part], -1):
+            state = _next(state)
+            m = ends[part] + _below(state, n - ends[part] + 1)
             i[n], i[m] = i[m], i[n]
             j[n], j[m] = j[m], j[n]
             x[n], x[m] = x[m], x[n]
