@@ -110,8 +110,8 @@ def settings(head_dim: int, itemsize: int, chip: int, part: str) -> dict[str, in
         BM, BN, warps = (32, 32, 4) if small and part == "key" else (BM, BN, warps)
         return {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": 1 if small else 2}
     BM, BN = {"forward": (128, 64), "query": (128, 32), "key": (32, 128)}[part]
-    if chip == 100 and part == "key":  # its accumulators lie outside the registers
-        return {"BM": 64, "BN": 128, "num_warps": warps, "num_stages": 1}
+    if chip == 100 and part == "key":  # more rows or stages spill
+        return {"BM": 32, "BN": 128, "num_warps": warps, "num_stages": 1}
     if wide == 128 and chip not in (90, 100) and part == "forward":
         BN = 32
     if small and part == "query":

@@ -15,6 +15,9 @@ the logits: linear_cross_entropy.py does so.
 Preference tuning (DPO, arXiv:2305.18290) needs log p of each token: `log_probs` is the loss of each row with its sign
 turned.
 
+Labels that lie in a card's memory are not looked at from outside, for which the processor would have to wait until the
+card has made them: a label outside the vocabulary makes its row's loss and gradient NaN there, and is named elsewhere.
+
 Legend: N rows (tokens), V vocabulary; a label of −100 means none: no loss, no gradient.
 """
 
@@ -26,11 +29,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.launch import Impl, check_floats, check_together, jit, launch, narrow, power, tl, use_triton
+from luthier.kernels.launch import (
+    Impl,
+    check_floats,
+    check_together,
+    constant,
+    jit,
+    launch,
+    narrow,
+    power,
+    tl,
+    use_triton,
+)
 
 __all__ = ["IGNORE", "Reduction", "cost", "cross_entropy", "cross_entropy_reference", "log_probs", "reduce"]
 
 IGNORE = -100
+NONE = constant(IGNORE)
 EXAMPLE = {"rows": 8192, "vocabulary": 128256}
 Reduction = Literal["sum", "mean", "none"]
 
@@ -74,19 +89,21 @@ def _forward(Z, Labels, Loss, Lse, V, stride, smoothing, z_loss, BLOCK: tl.const
             plain += tl.where(inside, z, 0.0)
     highest = tl.max(top, 0)
     lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
-    of_label = tl.load(Z + tl.maximum(label, 0)).to(tl.float32)
+    known = (label >= 0) & (label < V)
+    of_label = tl.load(Z + label, known, other=float("nan")).to(tl.float32)
     loss = lse - (1 - smoothing) * of_label + z_loss * lse * lse
     if SMOOTH:
         loss -= smoothing * tl.sum(plain, 0) / V
     tl.store(Lse + row, lse)
-    tl.store(Loss + row, tl.where(label >= 0, loss, 0.0))
+    tl.store(Loss + row, tl.where(label == NONE, 0.0, loss))
 
 
 @jit
 def _backward(Z, Dz, Labels, Lse, Factor, V, stride, dz_stride, smoothing, z_loss, BLOCK: tl.constexpr):
     row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
     label, lse = tl.load(Labels + row), tl.load(Lse + row)
-    factor = tl.where(label >= 0, tl.load(Factor + row), 0.0)
+    factor = tl.where((label >= 0) & (label < V), tl.load(Factor + row), float("nan"))
+    factor = tl.where(label == NONE, 0.0, factor)
     i = start + tl.arange(0, BLOCK)
     p = tl.exp(tl.load(Z + row * stride + i, i < V, other=-float("inf")).to(tl.float32) - lse)
     dz = p * (1 + 2 * z_loss * lse) - smoothing / V - tl.where(i == label, 1 - smoothing, 0.0)
@@ -167,15 +184,15 @@ def cross_entropy(
     """Cross entropy in nats of logits [..., V] for labels [...] (int64, −100 for none), float32 or wider.
 
     `weights` [...] counts each token; "mean" divides by the sum of the weights of labelled tokens (not a number if
-    there are none). Raises ValueError for shapes that do not fit and labels outside the vocabulary.
+    there are none). Raises ValueError for shapes that do not fit and labels outside the vocabulary (on a card: NaN).
     """
     check_together("cross_entropy", logits=logits, weights=weights)
     if logits.dim() == 0:
         raise ValueError("cross_entropy: logits must be [..., V]; found a single number")
-    V = logits.shape[-1]
-    check_labels("cross_entropy", logits.shape, labels, V, weights, label_smoothing, reduction, logits.device)
+    V, triton = logits.shape[-1], use_triton("cross_entropy", impl, logits)
+    check_labels("cross_entropy", logits.shape, labels, V, weights, label_smoothing, reduction, logits.device, triton)
     z, flat = logits.reshape(-1, V), labels.reshape(-1)
-    if use_triton("cross_entropy", impl, logits):
+    if triton:
         check_floats("cross_entropy", logits=logits)
         loss: Any = _TritonCrossEntropy.apply(z, flat, label_smoothing, z_loss)
     else:
@@ -200,8 +217,10 @@ def check_labels(
     label_smoothing: float,
     reduction: str,
     device: torch.device,
+    triton: bool,
 ) -> None:
-    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any] on `device`."""
+    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any] on `device`. What
+    labels on a card say is not looked at where Triton takes them."""
     if labels.shape != shape[:-1] or labels.dtype != torch.int64:
         raise ValueError(
             f"{name}: labels must be int64 {tuple(shape[:-1])}; found {labels.dtype} {tuple(labels.shape)}"
@@ -214,6 +233,8 @@ def check_labels(
         raise ValueError(f"{name}: label_smoothing is {label_smoothing}; it must be 0 or more and less than 1")
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"{name}: reduction is {reduction!r}; it may be 'sum', 'mean' or 'none'")
+    if triton and labels.is_cuda:
+        return
     wrong = labels[((labels < 0) | (labels >= V)) & (labels != IGNORE)]
     if len(wrong):
         raise ValueError(f"{name}: label {int(wrong[0])} is outside the vocabulary of {V}; −100 means none")

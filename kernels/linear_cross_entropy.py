@@ -204,7 +204,7 @@ def linear_cross_entropy(
     x: [..., C], weight: [V, C], labels: [...] int64, −100 where there is none; `weights` [...] counts each token. The
     loss is added ("sum", zero with no label at all, and so are the gradients), their mean over the sum of the weights
     of labelled tokens ("mean"), or each token's [...] ("none", 0 without a label). Raises ValueError for shapes that do
-    not fit and labels outside the vocabulary.
+    not fit and labels outside the vocabulary (on a card: NaN).
     """
     check_together("linear_cross_entropy", x=x, weight=weight, weights=weights)
     if weight.dim() != 2 or x.dim() == 0:
@@ -217,8 +217,8 @@ def linear_cross_entropy(
             f"linear_cross_entropy: weight has shape {(V, C)}, so x must be [..., {C}] and labels [...]; "
             f"found x {tuple(x.shape)}, labels {tuple(labels.shape)}"
         )
-    check_labels("linear_cross_entropy", x.shape, labels, V, weights, label_smoothing, reduction, x.device)
     triton = use_triton("linear_cross_entropy", impl, x)
+    check_labels("linear_cross_entropy", x.shape, labels, V, weights, label_smoothing, reduction, x.device, triton)
     if triton:
         check_floats("linear_cross_entropy", x=x, weight=weight)
         if x.dtype != weight.dtype:

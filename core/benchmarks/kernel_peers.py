@@ -71,7 +71,7 @@ def plain_ones(where: Where, plain: Callable[..., Any], eager: str = EAGER) -> T
 
 
 def attention(where: Where, B: int, T: int, H: int, K: int, D: int, causal: bool) -> Tools:
-    """PyTorch's backends, FlexAttention, FlashAttention 2 and 3."""
+    """PyTorch's backends and its plain formula, FlexAttention, FlashAttention 2 and 3."""
     if not _on_card(where):
         mask = None if causal else torch.ones(1, T, T, dtype=torch.bool)
         return {EAGER: partial(attention_reference, mask_BTS=mask), "SDPA": partial(_sdpa, causal=causal, backend=None)}
@@ -84,9 +84,11 @@ def attention(where: Where, B: int, T: int, H: int, K: int, D: int, causal: bool
             ("efficient", backends.EFFICIENT_ATTENTION),
         )
     }
+    if B * H * T * T <= 2**31:  # the plain formula holds all scores, several times
+        tools[EAGER] = partial(_sdpa, causal=causal, backend=backends.MATH)
     if causal and T == 8192 and H == K:  # it takes some twenty seconds to compile a shape
         tools[FLEX] = _flex(T, where.device)
-    for module, name in (("flash_attn", "FlashAttention 2"), ("flash_attn_interface", "FlashAttention 3")):
+    for module, name in (("flash_attn", "FlashAttention-2"), ("flash_attn_interface", "FlashAttention-3")):
         found = _module(module)
         if found is not None:
             tools[name] = partial(_flash, found.flash_attn_func, causal)
@@ -119,7 +121,7 @@ def decode(where: Where, lengths: Tensor) -> Tools:
     tools: Tools = {"SDPA": partial(_sdpa, causal=False, backend=None)}
     flash = _module("flash_attn") if _on_card(where) else None
     if flash is not None:
-        tools["FlashAttention 2"] = lambda q, k, v: flash.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths)
+        tools["FlashAttention-2"] = lambda q, k, v: flash.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths)
     return tools
 
 

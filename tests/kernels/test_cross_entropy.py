@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.cross_entropy import cross_entropy, cross_entropy_reference, log_probs, reduce
+from luthier.kernels.cross_entropy import (
+    cross_entropy,
+    cross_entropy_reference,
+    log_probs,
+    reduce,
+    row_losses,
+    row_slopes,
+)
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -101,6 +108,17 @@ def test_triton(
         z = (3 * random(N, V)).to(card, dtype)
         ours = partial(cross_entropy, labels=labels, reduction="none", impl="triton", **options)
         within_budget(ours, plain(labels, "none", **options), [z])
+
+
+@pytest.mark.gpu
+def test_triton_hides_no_label_outside_the_vocabulary(card: torch.device) -> None:
+    z = torch.zeros(4, 3, device=card)
+    labels = torch.tensor([2, 3, -100, -7], device=card)
+    loss, lse = row_losses(z, labels, 0.0, 0.0)
+    slopes = row_slopes(z, torch.empty_like(z), labels, lse, torch.ones(4, device=card), 0.0, 0.0)
+    for found in (loss, slopes.sum(1)):
+        assert found.isnan().tolist() == [False, True, False, True]
+    assert float(loss[2]) == 0 and not slopes[2].any()
 
 
 @pytest.mark.gpu
