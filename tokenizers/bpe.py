@@ -19,7 +19,6 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -32,7 +31,6 @@ from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
 from luthier.tokenizers.bpe_dropout import Dropout
 from luthier.tokenizers.bpe_encode import Encoder, Row, join_pairs, row_of
 from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
-from luthier.tokenizers.shares import SMALLEST, share_out
 from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, first_of, id_of, recognised
 
 __all__ = [
@@ -167,15 +165,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
         text i is `ids[offsets[i] : offsets[i + 1]]`. The threads share long texts, too."""
-        if num_threads <= 1 or sum(map(len, texts)) < 2 * SMALLEST:
-            return self._encode_texts(texts, self.added_tokens)
-        may_cut = not any("\n" in token for token in self.added_tokens)
-        shares, ends = share_out(texts, num_threads, self.pattern if may_cut else "")
-        with ThreadPoolExecutor(num_threads) as pool:
-            done = list(pool.map(lambda share: self._encode_texts(share, self.added_tokens), shares))
-        sizes = np.concatenate([np.diff(offsets) for _, offsets in done])
-        offsets = np.append(0, np.cumsum(sizes))
-        return np.concatenate([ids for ids, _ in done]), offsets[np.array([0, *ends])]
+        return self._encode_texts(texts, self.added_tokens, num_threads)
 
     def encode_dropout(self, text: str, dropout: float = 0.1, seed: int = 0) -> Ids:
         """Ids of `text` with merges left out at random, each with probability `dropout` each time it could be made
@@ -267,16 +257,18 @@ class Tokenizer:
     def _normalize(self, text: str) -> str:
         return unicodedata.normalize("NFC", text) if self.normalizer == "NFC" else text
 
-    def _encode_texts(self, texts: Sequence[str], whole: Mapping[str, int]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def _encode_texts(
+        self, texts: Sequence[str], whole: Mapping[str, int], num_threads: int = 1
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, with the tokens in `whole` recognised, and where each text starts."""
         if not whole:
-            return self._encode_plain(texts)
+            return self._encode_plain(texts, num_threads)
         cut = [cut_tokens(text, whole) for text in texts]
         parts = [part for text in cut for part in text]
         if not any(isinstance(part, int) for part in parts):
-            return self._encode_plain(texts)
+            return self._encode_plain(texts, num_threads)
         is_text = np.array([isinstance(part, str) for part in parts])
-        plain, offsets = self._encode_plain([part for part in parts if isinstance(part, str)])
+        plain, offsets = self._encode_plain([part for part in parts if isinstance(part, str)], num_threads)
         sizes = np.ones(len(parts), np.int64)
         sizes[is_text] = np.diff(offsets)
         of_text = np.repeat(is_text, sizes)
@@ -285,12 +277,12 @@ class Tokenizer:
         starts = np.append(0, np.cumsum(sizes))
         return ids, starts[np.cumsum([0, *map(len, cut)])]
 
-    def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def _encode_plain(self, texts: Sequence[str], num_threads: int) -> tuple[Ids, npt.NDArray[np.int64]]:
         try:
             normal = [self._normalize(text) for text in texts] if self.normalizer else texts
-            return self._encoder.encode(normal, self.pattern)
+            return self._encoder.encode(normal, self.pattern, num_threads)
         except TextError:
-            return self._encoder.encode([self._plain(text) for text in texts], self.pattern)
+            return self._encoder.encode([self._plain(text) for text in texts], self.pattern, num_threads)
 
     def encode_reference(self, text: str) -> list[int]:
         """`encode_ordinary` without added tokens, by the book in plain Python: slow, for reading and for tests."""

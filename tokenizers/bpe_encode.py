@@ -13,6 +13,7 @@ join    a new piece: a tournament over its pairs of neighbours. Each pair plays 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,8 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic as _intrinsic
 
 from luthier.tokenizers.pretokenize import cut
+from luthier.tokenizers.scan import scan
+from luthier.tokenizers.shares import Share, joined, share_out
 
 __all__ = ["MOST_IDS", "Encoder", "Row", "all_pairs", "join_pairs", "row_of"]
 
@@ -75,10 +78,22 @@ class Encoder:
         self._tokens, self._whole = tokens, whole_pieces
         self._desks = [self._desk()]  # borrowed by one thread at a time
 
-    def encode(self, texts: Sequence[str], pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str], pattern: str, num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
         number of threads may call it."""
-        return self.encode_cut(*cut(texts, pattern))
+        if len(texts) == 1 >= num_threads:
+            return self.encode_cut(*cut(texts, pattern))
+        shares, ends = share_out(texts, num_threads, pattern)
+        if num_threads > 1 and len(shares) > 1:
+            with ThreadPoolExecutor(num_threads) as pool:
+                return joined(list(pool.map(lambda share: self._encode_share(share, pattern), shares)), ends)
+        return joined([self._encode_share(share, pattern) for share in shares], ends)
+
+    def _encode_share(self, share: Share, pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
+        if isinstance(share, list):
+            return self.encode_cut(*cut(share, pattern))
+        starts = np.array((0, len(share)))
+        return self.encode_cut(share, starts, scan(share, starts, pattern))
 
     def encode_cut(
         self, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], begins: npt.NDArray[np.uint64]

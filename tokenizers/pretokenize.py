@@ -134,10 +134,14 @@ def utf8(text: str) -> npt.NDArray[np.uint8]:
         data.flags.writeable = False
         return data
     except UnicodeEncodeError as error:
-        raise TextError(
-            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair: not "
-            f"Unicode text\nMend it first: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-        ) from error
+        raise _half_of_a_pair(error) from error
+
+
+def _half_of_a_pair(error: UnicodeEncodeError) -> TextError:
+    return TextError(
+        f"character {error.start} of the text is U+{ord(error.object[error.start]):04X}, half of a surrogate pair: not "
+        f"Unicode text\nMend it first: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+    )
 
 
 def cut(
@@ -149,7 +153,10 @@ def cut(
         data = utf8(texts[0])
         starts = np.array((0, len(data)))
     else:
-        parts = [text.encode("utf-8") if text.isascii() else utf8(text).tobytes() for text in texts]
+        try:
+            parts = [text.encode("utf-8") for text in texts]
+        except UnicodeEncodeError as error:
+            raise _half_of_a_pair(error) from error
         data = np.frombuffer(b"".join(parts), np.uint8)
         starts = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(parts) + 1)
     if pattern in RULES:

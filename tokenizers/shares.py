@@ -1,7 +1,8 @@
 r"""Texts shared out among threads.
 
-Many short texts go together in one call, since a call costs more than they do. A long text is cut after a line feed
-where every known pattern begins a piece, whatever else stands around:
+Many short texts go together in one call, since a call costs more than they do; but no more than what the processor's
+cache holds, since new memory costs more than a call. For several threads a long text is cut after a line feed where
+every known pattern begins a piece, whatever else stands around:
 
     GPT-4's and its kin     … end of line. ⏎ ⏎ | Next …     white space up to its last line feed is in one piece
     GPT-2's                 … end of line. ⏎ | ⏎ Next …     the last character of white space is a piece of its own
@@ -18,33 +19,50 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from luthier.tokenizers.pretokenize import PATTERNS
+from luthier.tokenizers.pretokenize import RULES, utf8
 
-__all__ = ["SMALLEST", "encode_in_batches", "share_out"]
+__all__ = ["Share", "encode_in_batches", "joined", "share_out"]
 
 Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]  # ids, and where each text starts in them
+Share = list[str] | npt.NDArray[np.uint8]  # texts, or the bytes of a part of one
 
 SMALLEST: Final = 1 << 16  # characters of a share
+LARGEST: Final = 1 << 19  # more are in it only where one text has more
 BATCH: Final = 1024  # texts encoded in one go on one thread
 PER_THREAD: Final = 4  # shares, so that none waits long for the slowest
+WINDOW: Final = 1 << 12  # bytes in which the next line feed is looked for
 
 
-def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[list[str]], list[int]]:
-    """Shares of about equal length, and for each text the number of parts up to its end. Long texts are cut if
-    `pattern` is known by name."""
-    size = max(SMALLEST, sum(map(len, texts)) // (PER_THREAD * num_threads) + 1)
-    shares: list[list[str]] = [[]]
-    ends, parts, filled = [], 0, 0
+def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[Share], list[int]]:
+    """Shares of about equal length, and for each text the number of parts up to its end. For several threads long texts
+    are cut if `pattern` is known by name; their parts are bytes. Raises TextError."""
+    size = max(SMALLEST, min(LARGEST, sum(map(len, texts)) // (PER_THREAD * num_threads) + 1))
+    may_cut = num_threads > 1 and pattern in RULES
+    shares: list[Share] = []
+    few: list[str] = []
+    ends, parts, filled = [], 0, size
     for text in texts:
-        for part in _parts(text, size, pattern) if len(text) > size and pattern in PATTERNS else (text,):
+        if may_cut and len(text) > size:
+            long = [*_parts(utf8(text), size, pattern)]
+            shares += long
+            parts += len(long)
+            filled = size
+        else:
             if filled >= size:
-                shares.append([])
+                shares.append(few := [])
                 filled = 0
-            shares[-1].append(part)
-            filled += len(part)
+            few.append(text)
+            filled += len(text)
             parts += 1
         ends.append(parts)
     return shares, ends
+
+
+def joined(done: Sequence[Encoded], ends: Sequence[int]) -> Encoded:
+    """What the shares gave, as if the texts had been encoded in one go."""
+    sizes = np.concatenate([np.empty(0, np.int64), *(np.diff(starts) for _, starts in done)])
+    offsets = np.append(0, np.cumsum(sizes))
+    return np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in done)]), offsets[np.array([0, *ends])]
 
 
 def encode_in_batches(encode: Callable[[Sequence[str]], Encoded], texts: Sequence[str], num_threads: int) -> Encoded:
@@ -63,22 +81,29 @@ def encode_in_batches(encode: Callable[[Sequence[str]], Encoded], texts: Sequenc
     return np.concatenate(ids), np.concatenate(offsets)
 
 
-def _parts(text: str, size: int, pattern: str) -> Iterator[str]:
+def _parts(data: npt.NDArray[np.uint8], size: int, pattern: str) -> Iterator[npt.NDArray[np.uint8]]:
     start = 0
-    while len(text) - start > size and (cut := _next_cut(text, start + size, pattern)):
-        yield text[start:cut]
+    while len(data) - start > size and (cut := _next_cut(data, start + size, pattern)):
+        yield data[start:cut]
         start = cut
-    yield text[start:]
+    yield data[start:]
 
 
-def _next_cut(text: str, place: int, pattern: str) -> int:
+def _next_cut(data: npt.NDArray[np.uint8], place: int, pattern: str) -> int:
     """The first place to cut at or after `place`; 0 where there is none."""
-    while place := text.find("\n", place) + 1:
-        if pattern not in ("gpt2", "smollm"):
-            if text[place : place + 1].isalpha():
-                break
-        elif place > 1 and not text[place - 2].isspace():
-            after = text[place : place + 2]
-            if after[:1].isalpha() or (after[:1] == "\n" and after[1:].isalpha()):
-                break
-    return place
+    while place < len(data):
+        for found in np.flatnonzero(data[place : place + WINDOW] == ord("\n")).tolist():
+            cut = place + found + 1
+            after, before = _text(data[cut : cut + 5]), _text(data[max(cut - 5, 0) : cut - 1])
+            if pattern not in ("gpt2", "smollm"):
+                if after[:1].isalpha():
+                    return cut
+            elif before and not before[-1].isspace() and after.removeprefix("\n")[:1].isalpha():
+                return cut
+        place += WINDOW
+    return 0
+
+
+def _text(data: npt.NDArray[np.uint8]) -> str:
+    """The characters that are whole in a few bytes."""
+    return data.tobytes().decode("utf-8", "ignore")
