@@ -30,10 +30,9 @@ trained whole. Each piece has its own stream of chance, whoever trains it.
 **Threads.** `workers` threads take pieces in order and share the table without a lock (Niu et al. 2011, HOGWILD): an
 update lost now and then does no harm, but two such runs differ. One thread gives the same bits for the same seed.
 
-`deterministic` gives the same bits for any number of threads: a batch of some hundred words is cut into four lanes;
-each reads the table as it was before the batch and writes its changes into a log; then each thread adds, in the order
-of the logs, the changes of the rows that it owns (every n-th). The log costs memory traffic, and the two waits a batch
-cost time: docs/vectors.md has the figures.
+`deterministic` gives the same bits for any number of threads, by using one. Rounds were tried, in which several threads
+read the table as it was, log their changes and add them in a fixed order: logs and rows then travel between the cores,
+and two threads are slower than one. docs/vectors.md has the figures.
 
 Legend: V words, B n-gram buckets, N rows of the table, D vector size, P = D rounded up to 8 (the rest stays zero).
 """
@@ -51,14 +50,12 @@ import numpy as np
 from luthier.models.huffman import huffman_paths
 from luthier.models.ngrams import ngram_parts
 from luthier.models.vectors import Trained, VectorsError
-from luthier.models.word2vec_fast import Log, Model, Room, apply_log, places, thin, walk
+from luthier.models.word2vec_fast import Model, Room, places, thin, walk
 
 __all__ = ["Word2Vec", "Word2VecSettings", "alias_table", "keep_probability", "train_word2vec"]
 
 PIECE = 8_192  # words with one stream of chance
 ROUND = 64  # pieces between two looks at the loss
-LANES = 4  # of a batch, in deterministic mode
-MOST = 2.0  # times that the commonest word may come in a batch: all of them see the same table
 
 
 @dataclass(frozen=True)
@@ -139,16 +136,11 @@ class Word2Vec:
     def train(self, report: Callable[[int, float], object] = lambda words, loss: None) -> None:
         """Train to the end, from wherever `done` is. `report(words, loss)` is called after each round; an exception
         that it raises leaves a state that training goes on from."""
-        with ThreadPoolExecutor(self.settings.workers) as pool:
+        with ThreadPoolExecutor(1 if self.settings.deterministic else self.settings.workers) as pool:
             while not self.finished:
                 epoch, first = divmod(self.done, self.pieces)
                 pieces = range(first, min(first + ROUND, self.pieces))
-                if self.settings.deterministic and not self.settings.hs:
-                    results = [self._train_batches(epoch, piece, pool) for piece in pieces]
-                elif self.settings.deterministic:
-                    results = [self._train_piece(epoch, piece) for piece in pieces]
-                else:
-                    results = list(pool.map(partial(self._train_piece, epoch), pieces))
+                results = list(pool.map(partial(self._train_piece, epoch), pieces))
                 sums = np.sum(results, axis=0)
                 self.done += len(pieces)
                 self.pairs += int(sums[2])
@@ -159,51 +151,15 @@ class Word2Vec:
 
     def _train_piece(self, epoch: int, piece: int) -> np.ndarray:
         """Σ loss, pairs measured, pairs."""
-        room, log, kept, ends = self._borrow(0)
-        kept, ends, states = self._thin(epoch, piece, kept, ends, 1)
-        out = self.kernel(kept, ends, 0, len(kept), self._model, room, log, *self._rates(epoch, piece), states[0])
-        self._rooms.append((room, log, kept.base, ends.base))
-        return np.array(out[:3])
-
-    def _train_batches(self, epoch: int, piece: int, pool: ThreadPoolExecutor) -> np.ndarray:
-        """The same by batches whose order of reduction is fixed."""
-        lane = self._lane
-        mine = [self._borrow(lane) for _ in range(LANES)]
-        kept, ends, states = self._thin(epoch, piece, mine[0][2], mine[0][3], -(-PIECE // lane))
-        rates, sums, workers = self._rates(epoch, piece), np.zeros(3), self.settings.workers
-        run = pool.map if workers > 1 else map
-
-        def change(batch: int, number: int) -> tuple:
-            a = min(batch + number * lane, len(kept))
-            room, log = mine[number][:2]
-            return self.kernel(
-                kept, ends, a, min(a + lane, len(kept)), self._model, room, log, *rates, states[a // lane]
-            )
-
-        def apply(outs: list[tuple], owner: int) -> None:
-            for number, out in enumerate(outs):
-                apply_log(mine[number][0], out[3], owner, workers)
-
-        for batch in range(0, len(kept), lane * LANES):
-            outs = list(run(partial(change, batch), range(LANES)))
-            list(run(partial(apply, outs), range(workers)))
-            sums += np.sum([out[:3] for out in outs], axis=0)
-        self._rooms += mine
-        return sums
-
-    @property
-    def _lane(self) -> int:
-        """Words of a lane: 16 to 256, fewer where one word is a large part of the text."""
-        share = float((self.counts * self._model.keep).max() / (self.counts * self._model.keep).sum())
-        return int(min(max(MOST / share / LANES, 16), 256))
-
-    def _thin(self, epoch: int, piece: int, kept: np.ndarray, ends: np.ndarray, streams: int) -> tuple:
-        """The words of a piece that are kept, their documents' ends, and so many streams of chance."""
-        seed = (self.settings.seed, epoch, piece)
-        states = np.random.SeedSequence(seed).generate_state(streams + 2, np.uint64)
+        room, kept, ends = self._borrow()
+        # A stream of chance of its own for what is kept, and one for noise and windows.
+        states = np.random.SeedSequence((self.settings.seed, epoch, piece)).generate_state(3, np.uint64)
         first, last = piece * PIECE, min((piece + 1) * PIECE, len(self.rows))
         words, documents, _ = thin(self.rows, self.offsets, first, last, self._model.keep, states[0], kept, ends)
-        return kept[:words], ends[:documents], states[1:]
+        text, rates = (kept[:words], ends[:documents]), self._rates(epoch, piece)
+        out = self.kernel(*text, 0, words, self._model, room, *rates, states[1])
+        self._rooms.append((room, kept, ends))
+        return np.array(out[:3])
 
     def _rates(self, epoch: int, piece: int) -> tuple[float, float]:
         s, total = self.settings, self.settings.epochs * len(self.rows)
@@ -211,17 +167,15 @@ class Word2Vec:
         first, last = (s.alpha + (s.min_alpha - s.alpha) * part / total for part in parts)
         return first, last
 
-    def _borrow(self, lane: int) -> tuple:
-        """Working space of one thread: room, log (empty, or for so many words), words kept, documents' ends."""
+    def _borrow(self) -> tuple:
+        """Working space of one thread: room, words kept, documents' ends."""
         try:
             return self._rooms.pop()
         except IndexError:
-            P, window = self.table.shape[1], self.settings.window
-            entries = lane * (self.most_targets + 1) + 2 * window + 6 if lane else 0
-            log = Log(_aligned(entries, P), np.zeros(entries, np.int64))
-            room = _room(P, window, self.settings.negative, -(-self.most_targets // 6) * 6)
-            room = room._replace(places=places(self._model, log, room))
-            return room, log, np.zeros(PIECE, np.int32), np.zeros(PIECE, np.int64)
+            P, s = self.table.shape[1], self.settings
+            room = _room(P, s.window, s.negative, -(-self.most_targets // 6) * 6)
+            room = room._replace(places=places(self._model, room))
+            return room, np.zeros(PIECE, np.int32), np.zeros(PIECE, np.int64)
 
     # ------------------------------------------------------------ results and state
 
@@ -231,8 +185,12 @@ class Word2Vec:
         D, m = self.settings.vector_size, self._model
         if not len(m.parts):
             return self.table[: len(self.counts), :D].copy()
-        sums = np.add.reduceat(self.table[m.parts, :D], m.part_offsets[:-1], axis=0)
-        return sums / np.diff(m.part_offsets).astype(np.float32)[:, None]
+        vectors = np.empty((len(self.counts), D), np.float32)
+        for start in range(0, len(vectors), PIECE):  # the rows of all parts at once could be more than memory
+            ends = m.part_offsets[start : start + PIECE + 1]
+            sums = np.add.reduceat(self.table[m.parts[ends[0] : ends[-1]], :D], ends[:-1] - ends[0], axis=0)
+            vectors[start : start + PIECE] = sums / np.diff(ends).astype(np.float32)[:, None]
+        return vectors
 
     @property
     def contexts(self) -> np.ndarray:

@@ -32,7 +32,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["Log", "Model", "Room", "apply_log", "places", "thin", "walk"]
+__all__ = ["Model", "Room", "places", "thin", "walk"]
 
 # One stream of chance for both twins: Knuth's 64-bit linear congruential generator; the upper half is the number.
 MULTIPLIER, INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
@@ -69,13 +69,6 @@ class Model(NamedTuple):
     mean: bool  # of the neighbours, in CBOW; else their sum
 
 
-class Log(NamedTuple):
-    """Changes to be applied later: `rows` [M, P], and in `where` the row of the table, or −1 − word: all its parts."""
-
-    rows: np.ndarray
-    where: np.ndarray
-
-
 class Room(NamedTuple):
     """Working space of one thread."""
 
@@ -95,16 +88,16 @@ class Room(NamedTuple):
 
 
 # Where each address stands in the list, and after them each number.
-(TABLE, KEEP, NOISE, PARTS, PART_OFFSETS, NODES, TURNS, NODE_OFFSETS, LOG, WHERE) = range(10)
-(RING, BEFORE, HIDDEN, SLOTS, ONLY, TARGETS, LABELS, RATES, DRAWN, STEPS, OLD, GAINS) = range(10, 22)
-(CONTEXTS, WINDOW, NEGATIVE, SHARED, SKIPGRAM, MEAN, P, V, MASK, WIDE, GRAMS, TREE, LOGS) = range(22, 35)
+(TABLE, KEEP, NOISE, PARTS, PART_OFFSETS, NODES, TURNS, NODE_OFFSETS) = range(8)
+(RING, BEFORE, HIDDEN, SLOTS, ONLY, TARGETS, LABELS, RATES, DRAWN, STEPS, OLD, GAINS) = range(8, 20)
+(CONTEXTS, WINDOW, NEGATIVE, SHARED, SKIPGRAM, MEAN, P, V, MASK, WIDE, GRAMS, TREE) = range(20, 32)
 
 
-def places(model: Model, log: Log, room: Room) -> np.ndarray:
+def places(model: Model, room: Room) -> np.ndarray:
     """The addresses of all arrays, which must outlive the list, and the whole numbers; `room.places` is not read."""
-    arrays = [*model[:8], *log, *room[:-1]]
+    arrays = [*model[:8], *room[:-1]]
     sizes = [model.table.shape[1], len(model.keep), len(room.ring) - 1, len(room.labels)]
-    there = [len(model.parts) > 0, len(model.nodes) > 0, len(log.where) > 0]
+    there = [len(model.parts) > 0, len(model.nodes) > 0]
     return np.array([a.ctypes.data for a in arrays] + [*map(int, model[8:])] + sizes + there, np.int64)
 
 
@@ -353,21 +346,10 @@ def _enter(word, slot, p):
 
 
 @_inner
-def _leave(word, slot, p, used):
-    """A word goes out of reach: what its vector gained goes to its row, or to all its parts; or into the log."""
+def _leave(word, slot, p):
+    """A word goes out of reach: what its vector gained goes to its row, or to all its parts."""
     gain = _row(p, BEFORE, slot)
     _add(gain, _row(p, RING, slot), ONE, p[P])
-    if p[LOGS]:
-        _view(p[WHERE], used + 1, np.int64)[used] = -1 - word if p[GRAMS] else word
-        _set(_row(p, LOG, used), gain, ONE, p[P])
-        return used + 1
-    _gain(word, gain, p)
-    return used
-
-
-@_inner
-def _gain(word, gain, p):
-    """Add a row to a word's, or to all its parts'."""
     if p[GRAMS]:
         offsets = _view(p[PART_OFFSETS] + word * 8, 2, np.int64)
         parts = _view(p[PARTS], offsets[1], np.int64)
@@ -423,8 +405,8 @@ def _aim(word, side, rate, p):
 
 
 @_inner
-def _step(slots, n, K, p, used):
-    """One step for the rows at slots[:n] and K targets; returns the entries in the log."""
+def _step(slots, n, K, p):
+    """One step for the rows at slots[:n] and K targets."""
     blocks, wide, X = (K + 5) // 6, p[WIDE], _view(slots, n, np.int64)
     for block in range(blocks):
         aims, lanes = p[TARGETS] + block * 48, block * 32
@@ -435,22 +417,17 @@ def _step(slots, n, K, p, used):
         if n & 1:
             out = p[STEPS] + (n - 1) * wide * 4 + lanes
             _errors(1, X[n - 1], X[n - 1], aims, p[P], labels, rates, out, out)
-    if blocks == 1 and not p[LOGS]:
+    if blocks == 1:
         _learn(1, slots, n, p[STEPS], wide, p[TARGETS], p[P], p[OLD], p[GAINS])
-        return used
+        return
     for j in range(n):
         _set(_row(p, OLD, j), X[j], ONE, p[P])
-    gains = _row(p, LOG, used) if p[LOGS] else p[GAINS]
     for block in range(blocks):
-        aims, out = p[TARGETS] + block * 48, gains + block * 24 * p[P]
+        aims, out = p[TARGETS] + block * 48, p[GAINS] + block * 24 * p[P]
         _learn(0, slots, n, p[STEPS] + block * 32, wide, aims, p[P], p[OLD], out)
-    targets, where = _view(p[TARGETS], K, np.int64), _view(p[WHERE], used + K, np.int64)
+    targets = _view(p[TARGETS], K, np.int64)
     for k in range(K):
-        if p[LOGS]:
-            where[used + k] = (targets[k] - p[TABLE]) // (p[P] * 4)
-        else:
-            _add(targets[k], gains + k * p[P] * 4, ONE, p[P])
-    return used + K
+        _add(targets[k], _row(p, GAINS, k), ONE, p[P])
 
 
 @_inner
@@ -527,7 +504,7 @@ def _expect(word, p):
 def _walk(kept, ends, a, b, p, rate, end_rate, state):
     window, mask, m = p[WINDOW], p[MASK], len(kept)
     slots, by_pair = _view(p[SLOTS], 2 * window + 1, np.int64), p[SKIPGRAM] != 0 and p[SHARED] == 0
-    loss, measured, pairs, used = 0.0, 0, 0, np.int64(0)
+    loss, measured, pairs = 0.0, 0, 0
     document, low, high, entered, left = 0, np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     side = np.int64(0)
     if a < b and not by_pair:
@@ -536,7 +513,7 @@ def _walk(kept, ends, a, b, p, rate, end_rate, state):
         # Words go out of reach, all of them where the document ends; then others come into reach.
         ended = i >= high or i == b
         for j in range(left, entered if ended else i - window):
-            used = _leave(np.int64(kept[j]), j & mask, p, used)
+            _leave(np.int64(kept[j]), j & mask, p)
         left = max(left, i - window)
         if i == b:
             break
@@ -576,46 +553,25 @@ def _walk(kept, ends, a, b, p, rate, end_rate, state):
             if by_pair:
                 state = _draw(side, p, state)
             K = _aim(word, side, np.float32(rate + (end_rate - rate) * i / m), p)
-            used = _step(first + j * 8, rows, K, p, used)
+            _step(first + j * 8, rows, K, p)
         if n and not p[SKIPGRAM]:
             _share(n, p)
         if i & 15 == 0 and n:
             loss += _loss(rows, K, p)
             measured += rows
         side = ahead
-    return loss, measured, pairs, used, state
-
-
-@_outer
-def _apply(p, used, owner, owners):
-    where = _view(p[WHERE], used, np.int64)
-    for e in range(used):
-        if where[e] >= 0:
-            if where[e] % owners == owner:
-                _add(_row(p, TABLE, where[e]), _row(p, LOG, e), ONE, p[P])
-        else:
-            offsets = _view(p[PART_OFFSETS] - (where[e] + 1) * 8, 2, np.int64)
-            parts = _view(p[PARTS], offsets[1], np.int64)
-            for k in range(offsets[0], offsets[1]):
-                if parts[k] % owners == owner:
-                    _add(_row(p, TABLE, parts[k]), _row(p, LOG, e), ONE, p[P])
+    return loss, measured, pairs, state
 
 
 # ---------------------------------------------------------------- public functions
 
 
 def walk(
-    kept: np.ndarray, ends: np.ndarray, a: int, b: int, model: Model, room: Room, log: Log, rate: float,
-    end_rate: float, state: np.uint64,
+    kept: np.ndarray, ends: np.ndarray, a: int, b: int, model: Model, room: Room, rate: float, end_rate: float,
+    state: np.uint64,
 ) -> tuple:  # fmt: skip
     """Train on the words kept[a:b], each with its neighbours, which may lie outside; `ends` are the documents' ends.
-    The rate goes from `rate` at kept[0] to `end_rate` at the end. With a log, the table does not change. `room` has the
-    places of `model` and `log`.
+    The rate goes from `rate` at kept[0] to `end_rate` at the end. `room` has the places of `model`.
 
-    Returns (Σ loss and pairs of every 16th word, all pairs, entries in the log, state)."""
+    Returns (Σ loss and pairs of every 16th word, all pairs, state)."""
     return _walk(kept, ends, a, b, room.places, rate, end_rate, state)
-
-
-def apply_log(room: Room, used: int, owner: int, owners: int) -> None:
-    """Add the first `used` changes of the log to those rows that belong to `owner`, in the order of the log."""
-    _apply(room.places, used, owner, owners)

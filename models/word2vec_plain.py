@@ -1,6 +1,6 @@
 """The plain twin of word2vec_fast.py, to be read: the same arguments, the same chance, the same vectors up to rounding.
 
-`kept` are the words of a piece without those thinned out, `ends` where its documents end; `model`, `log` as in
+`kept` are the words of a piece without those thinned out, `ends` where its documents end; `model` as in
 word2vec_fast.py. `state` is the stream of chance, here in a list of one so that functions can go on with it.
 """
 
@@ -11,25 +11,17 @@ import numpy as np
 __all__ = ["walk_plain"]
 
 
-def walk_plain(kept, ends, a, b, model, room, log, rate, end_rate, state):
+def walk_plain(kept, ends, a, b, model, room, rate, end_rate, state):
     """Train on the words kept[a:b]; see `walk`."""
-    m, chance, used, loss, measured, pairs = model, [int(state)], 0, 0.0, 0, 0
+    m, chance, loss, measured, pairs = model, [int(state)], 0.0, 0, 0
     ring, before, by_pair = {}, {}, model.skipgram and model.shared == 0
 
     def draw():
         slots = [_uniform(chance) * len(m.keep) for _ in range(m.negative)]
         return [int(s) if s % 1 < m.noise[int(s)] % 1 else int(m.noise[int(s)]) for s in slots]  # or its other word
 
-    def gain(row, value):
-        """Add to a row of the table, or below 0 to all parts of word −1 − row; or note that in the log."""
-        nonlocal used
-        if len(log.where):
-            log.where[used], log.rows[used], used = row, value, used + 1
-        else:
-            np.add.at(m.table, _parts(m, -1 - row) if row < 0 else [row], value)
-
     def leave(j):
-        gain(-1 - int(kept[j]) if len(m.parts) else int(kept[j]), ring.pop(j) - before.pop(j))
+        np.add.at(m.table, _parts(m, int(kept[j])), ring.pop(j) - before.pop(j))
 
     drawn = draw() if a < b and not by_pair else []
     for i in range(a, b):
@@ -50,8 +42,7 @@ def walk_plain(kept, ends, a, b, model, room, log, rate, end_rate, state):
                 X = (X.mean if m.mean else X.sum)(axis=0, keepdims=True)
             error = 1 / (1 + np.exp(-np.clip(X @ T.T, -8, 8))) - labels
             step = (-(rate + (end_rate - rate) * i / len(kept)) * error * counts).astype(np.float32)
-            for row, value in zip(rows.tolist(), step.T @ X, strict=True):
-                gain(row, value)
+            np.add.at(m.table, rows, step.T @ X)
             for j, move in zip(group, np.broadcast_to(step @ T, (len(group), X.shape[1])), strict=True):
                 ring[j] += move if m.skipgram or m.mean else move / len(group)
         pairs += len(near)
@@ -61,7 +52,7 @@ def walk_plain(kept, ends, a, b, model, room, log, rate, end_rate, state):
         drawn = ahead
     for j in list(ring):
         leave(j)
-    return loss, measured, pairs, used, np.uint64(chance[0])
+    return loss, measured, pairs, np.uint64(chance[0])
 
 
 def _uniform(chance):

@@ -72,7 +72,7 @@ class VectorsConfig:
     """Threads; 0: one a core. One gives the same bits every time; several share the table without a lock (HOGWILD),
     which is faster, but no two runs are alike."""
     deterministic: bool = False
-    """word2vec: the same bits for any number of threads, at about half the speed; see models/word2vec.py."""
+    """word2vec: the same bits whatever `workers` says, because one thread trains: about half the speed of two."""
     seed: int = 0
     """Starts the stream of chance: first vectors, noise, order."""
 
