@@ -30,6 +30,7 @@ def test_linear_cross_entropy(
     random: Callable[..., Tensor],
 ) -> None:
     monkeypatch.setattr("luthier.kernels.linear_cross_entropy.BLOCK_NUMBERS", 100 * V)  # several blocks, a short last
+    monkeypatch.setattr("luthier.kernels.linear_cross_entropy.BLOCK_ROWS", 1)
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(0, V, (N,), generator=generator)
     labels[torch.rand(N, generator=generator) >= labelled] = -100
@@ -51,6 +52,15 @@ def test_linear_cross_entropy_of_a_fair_coin() -> None:
 def test_linear_cross_entropy_takes_large_logits() -> None:
     x, w = torch.tensor([[1e4, 0.0]]), torch.eye(2)
     assert float(linear_cross_entropy(x, w, torch.tensor([1]))[0]) == pytest.approx(1e4)
+
+
+def test_a_label_whose_probability_is_nothing() -> None:
+    """Logits 0 and 200, the label is the first: the loss is 200 (e⁻²⁰⁰ is no float32), the slopes −1 and 1."""
+    x, w = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0], [200.0, 0.0]], requires_grad=True)
+    loss, _ = linear_cross_entropy(x, w, torch.tensor([0]))
+    loss.backward()
+    assert float(loss) == pytest.approx(200.0)
+    assert w.grad is not None and w.grad.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
 
 def test_a_tied_weight_gets_both_gradients(random: Callable[..., Tensor]) -> None:
@@ -131,6 +141,7 @@ def test_every_option(
     random: Callable[..., Tensor],
 ) -> None:
     monkeypatch.setattr("luthier.kernels.linear_cross_entropy.BLOCK_NUMBERS", 100 * 33)
+    monkeypatch.setattr("luthier.kernels.linear_cross_entropy.BLOCK_ROWS", 1)
     within_budget(*both(options, some_labels(130, 33)), [random(130, 8), random(33, 8, seed=1)])
 
 
