@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from luthier.core.artifacts import atomic_open
 from luthier.core.console import duration, say
@@ -48,6 +48,10 @@ SECTIONS = {
     "assistant": "luthier.core.assistant.assistant:AssistantConfig",
 }
 
+Verb = Literal[
+    "collect", "questions", "train-tokenizer", "encode", "train-vectors", "pretrain", "finetune", "index", "evaluate"
+]
+
 
 @dataclass(frozen=True)
 class ProjectConfig:
@@ -60,14 +64,29 @@ class ProjectConfig:
     general: Literal["none", "python"] = "none"
     """General text beside the corpus for tokenizer and pretraining: `python` is the documentation inside Python's own
     standard library, there on every machine."""
+    stages: tuple[Verb, ...] = ()
+    """Stages that are run, in their usual order; none named: all."""
     base: str = ""
     """A Hugging Face model folder to fine-tune instead of pretraining a model; empty: pretrain."""
+    extend: bool = False
+    """With `base`: continue its tokenizer on the documents, grow the model and pretrain it on them before tuning."""
     vectors: tuple[Literal["word2vec", "glove"], ...] = ("word2vec",)
     """Methods to train vectors with; the first one starts the model's embedding and serves the index."""
     pairs: tuple[str, ...] = ()
     """Your own question-and-answer pairs, JSON lines with at least question and answer."""
+    conversations: tuple[str, ...] = ()
+    """What is tuned on instead of the corpus' questions: conversations, or preferences where [finetune] has
+    objective = "dpo"."""
     evaluation: tuple[str, ...] = ()
     """Your own evaluation questions, JSON lines with question, set, answer and facts."""
+
+    def __post_init__(self) -> None:
+        if self.extend and not self.base:
+            raise ConfigError('extend = true continues the tokenizer of a base: name its folder, base = "…"')
+
+    def runs(self, *verbs: Verb) -> bool:
+        """Whether all these stages are run."""
+        return not self.stages or set(verbs) <= set(self.stages)
 
 
 @dataclass(frozen=True)
@@ -84,10 +103,15 @@ class Project:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    @property
+    def base(self) -> Path | None:
+        """The folder of the base model, if there is one."""
+        return self.path(self.config.base) if self.config.base else None
+
     def built(self, name: str) -> Path:
         """`build/NAME`, or the base model's folder where it stands for `model` and `tokenizer`."""
-        if self.config.base and name in ("model", "tokenizer"):
-            return self.path(self.config.base)
+        if self.base and not self.config.extend and name in ("model", "tokenizer"):
+            return self.base
         return self.folder / "build" / name
 
 
@@ -275,8 +299,16 @@ def flags(config: Any) -> str:
 
 
 def steps(project: Project) -> Iterator[Step]:
-    """The stages of a project in order. Modules are imported when their step is reached."""
+    """The stages of a project in order, those that are run."""
+    return (step for step in _all_steps(project) if project.config.runs(cast(Verb, step.verb)))
+
+
+def _all_steps(project: Project) -> Iterator[Step]:
+    """All stages in order. Modules are imported when their step is reached."""
     config, settings, built = project.config, project.settings, project.built
+    shards = built("shards") if config.runs("encode") else None
+    corpus = built("corpus") if config.runs("collect") else None
+    index = built("index") if config.runs("index") else None
     own_pairs = [project.path(p) for p in config.pairs]
     evaluation = [project.path(p) for p in config.evaluation]
     sources = [project.path(d) for d in config.documents]
@@ -311,13 +343,17 @@ def steps(project: Project) -> Iterator[Step]:
     )
     from luthier.core.training.tokenizer import train_tokenizer
 
-    if not config.base:
+    if not config.base or config.extend:
         tokenizer_config = with_general(settings["tokenizer"])
+        if config.extend:  # on one's own words: what is general, the base's tokenizer spells already
+            tokenizer_config = settings["tokenizer"]
         yield step(
             "train-tokenizer",
-            [built("corpus")],
+            [built("corpus"), *(["--extend", project.base] if config.extend else [])],
             tokenizer_config,
-            lambda: train_tokenizer([built("corpus")], built("tokenizer"), tokenizer_config, overwrite=True),
+            lambda: train_tokenizer(
+                [built("corpus")], built("tokenizer"), tokenizer_config, extend=project.base, overwrite=True
+            ),
             built("tokenizer"),
         )
     from luthier.core.data.encode import encode
@@ -343,18 +379,23 @@ def steps(project: Project) -> Iterator[Step]:
             ),
             built(f"vectors-{method}"),
         )
-    vectors = built(f"vectors-{config.vectors[0]}") if config.vectors else None
-    if not config.base:
+    vectors = built(f"vectors-{config.vectors[0]}") if config.vectors and config.runs("train-vectors") else None
+    if not config.base or config.extend:
         from luthier.core.training.pretrain import pretrain
 
         yield step(
             "pretrain",
-            [built("shards"), "--tokenizer", built("tokenizer"), *(["--embedding", vectors] if vectors else [])],
+            [
+                *[built("shards"), "--tokenizer", built("tokenizer")],
+                *(["--base", project.base] if project.base else []),
+                *(["--embedding", vectors] if vectors else []),
+            ],
             settings["pretrain"],
             lambda: pretrain(
                 built("shards"),
                 built("model"),
                 settings["pretrain"],
+                base=project.base,
                 vectors=vectors,
                 tokenizer=built("tokenizer"),
                 overwrite=True,
@@ -363,16 +404,17 @@ def steps(project: Project) -> Iterator[Step]:
         )
     from luthier.core.training.finetune import finetune
 
+    data = [project.path(c) for c in config.conversations] or [built("corpus") / "questions.jsonl"]
     yield step(
         "finetune",
-        [built("model"), built("corpus") / "questions.jsonl", "--replay", built("shards")],
+        [built("model"), *data, *(["--replay", shards] if shards else [])],
         settings["finetune"],
         lambda: finetune(
             built("model"),
-            [built("corpus") / "questions.jsonl"],
+            data,
             built("tuned"),
             settings["finetune"],
-            replay=built("shards"),
+            replay=shards,
             overwrite=True,
         ),
         built("tuned"),
@@ -396,19 +438,22 @@ def steps(project: Project) -> Iterator[Step]:
     )
     from luthier.core.evaluation.evaluate import evaluate
 
-    own_questions = ["--questions", *evaluation] if evaluation else []
+    given = {"--corpus": [corpus] if corpus else [], "--index": [index] if index else [], "--questions": evaluation}
+    models = [built("tuned")] if config.runs("finetune") else []
+    models = [built("model"), *models] if models or not project.base else [project.base, built("model")]
+    maps = [built(f"vectors-{m}") for m in config.vectors] if config.runs("train-vectors") else []
     yield step(
         "evaluate",
-        [built("model"), built("tuned"), "--corpus", built("corpus"), "--index", built("index"), *own_questions],
+        [*models, *(word for flag, paths in given.items() if paths for word in (flag, *paths))],
         settings["evaluate"],
         lambda: evaluate(
-            [built("model"), built("tuned")],
+            models,
             built("evaluation"),
             settings["evaluate"],
-            corpus=built("corpus"),
-            index=built("index"),
+            corpus=corpus,
+            index=index,
             questions=evaluation,
-            vectors=[built(f"vectors-{m}") for m in config.vectors],
+            vectors=maps,
             assistant=settings["assistant"],
             overwrite=True,
         ),
@@ -436,8 +481,8 @@ def run_project(folder: Path) -> Run:
     Raises the error of the stage that failed; what earlier stages made stays, and the next run goes on from there.
     """
     project, done = load_project(folder), Run()
-    if project.config.base:
-        check_base(project.built("model"))
+    if project.base:
+        check_base(project.base)
     for step in steps(project):
         say(f"\n$ {step.command}")
         start = time.perf_counter()
@@ -483,7 +528,9 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
     except ConfigError:  # shown by the run itself; here only the file that must change matters
         return {str(settings): (settings.stat().st_size, settings.stat().st_mtime_ns)}
     roots = [settings, project.built("corpus") / "questions.jsonl"]
-    roots += [project.path(p) for p in (*project.config.documents, *project.config.pairs, *project.config.evaluation)]
+    config = project.config
+    named = (*config.documents, *config.pairs, *config.conversations, *config.evaluation)
+    roots += [project.path(p) for p in named]
     state = {}
     for file in (f for root in roots for f in ([root] if root.is_file() else root.rglob("*"))):
         with contextlib.suppress(OSError):  # gone between listing and looking

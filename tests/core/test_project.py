@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from luthier.core.errors import ConfigError, InputError
-from luthier.core.project import flags, from_table, load_project, new_project
+from luthier.core.project import flags, from_table, load_project, new_project, steps
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,38 @@ def test_a_base_model_stands_for_model_and_tokenizer(tmp_path):
     project = load_project(folder)
     assert project.built("model") == project.built("tokenizer") == folder / ".." / "base"
     assert project.built("tuned") == folder / "build" / "tuned"
+
+
+def commands(folder, table):
+    (folder / "luthier.toml").write_text(table)
+    return {step.verb: step.command for step in steps(load_project(folder))}
+
+
+def test_named_stages_only_are_run_and_read_only_what_they_make(tmp_path):
+    folder = new_project(tmp_path / "p")
+    told = commands(
+        folder,
+        '[project]\nbase = "../base"\nconversations = ["talks.jsonl"]\nevaluation = ["e.jsonl"]\n'
+        'stages = ["finetune", "evaluate"]\n[finetune]\nlora_rank = 4',
+    )
+    assert list(told) == ["finetune", "evaluate"]
+    assert told["finetune"] == "luthier finetune ../base talks.jsonl --out build/tuned --lora-rank 4"
+    assert told["evaluate"] == "luthier evaluate ../base build/tuned --questions e.jsonl --out build/evaluation"
+    told = commands(folder, '[project]\nstages = ["collect", "train-tokenizer", "encode", "pretrain"]')
+    assert list(told) == ["collect", "train-tokenizer", "encode", "pretrain"]
+    assert "--embedding" not in told["pretrain"]
+    with pytest.raises(ConfigError, match="did you mean 'pretrain'"):
+        commands(folder, '[project]\nstages = ["pretrian"]')
+
+
+def test_a_base_may_be_extended_and_gone_on_from(tmp_path):
+    folder = new_project(tmp_path / "p")
+    told = commands(folder, '[project]\nbase = "../base"\nextend = true\nvectors = []')
+    assert "--extend ../base" in told["train-tokenizer"] and "--base ../base" in told["pretrain"]
+    assert told["encode"].startswith("luthier encode build/corpus --tokenizer build/tokenizer ")
+    assert told["finetune"].startswith("luthier finetune build/model build/corpus/questions.jsonl ")
+    told = commands(folder, '[project]\nbase = "../base"\nextend = true\nstages = ["pretrain", "evaluate"]')
+    assert told["evaluate"] == "luthier evaluate ../base build/model --out build/evaluation"
+    assert "train-tokenizer" not in commands(folder, '[project]\nbase = "../base"')
+    with pytest.raises(ConfigError, match=r"extend = true .*base = "):
+        commands(folder, "[project]\nextend = true")
