@@ -55,9 +55,9 @@ class Command:
     folder or tokenizer.json, or a SentencePiece .model; may be given several times. Left out: one is trained."""
     only: str = ""
     """Groups of cases to measure, with commas between; left out, all. tokenizers: encode, cold, threads, short, decode,
-    count, first, train, unigram. vectors: speed, glove, quality, memory, nearest. model: forward, train, decode,
-    memory, compiled (only if named), shapes: 5M, 27M, 22M-32k, and families: llama, gpt2. training: quality, loop,
-    tuning."""
+    count, first, train, unigram. vectors: speed, ngrams, glove, quality, memory, nearest. model: forward, train,
+    decode, memory, compiled (only if named), shapes: 5M, 27M, 22M-32k, and families: llama, gpt2. training: quality,
+    loop, tuning."""
     own: Annotated[str, tyro.conf.arg(name="with")] = ""
     """FILE.py:FUNCTION of your own to race too. tokenizers: it is called with the vocabulary's file or folder and
     returns an encoder, which is called with a text and returns its ids. model: it is called with the ModelConfig and a

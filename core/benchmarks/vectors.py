@@ -1,8 +1,9 @@
 """Our vectors beside the others': words and pairs a second, quality over paired seeds, memory, search.
 
     speed       word2vec: words a second (as read, thinned-out ones included) of one pass, by number of threads,
-                skip-gram and CBOW, beside gensim and the binaries that are named; skip-gram with n-grams of 3 to 6
-                characters, beside fastText
+                skip-gram and CBOW, beside gensim and the binaries that are named
+    ngrams      the same with n-grams of 3 to 6 characters, skip-gram, beside fastText, on the first million words; of
+                both a pass alone, without hashing the n-grams and filling their table
     glove       counting pairs, ours from word numbers in memory, theirs from the text; then pairs a second of training.
                 Equal: the loss after one iteration is at most 2% above theirs
     quality     the scores on --sets of ours and of gensim's, as many paired seeds as --repeats says (10 for a claim),
@@ -10,9 +11,10 @@
     memory      the most bytes a fresh process held while it trained on the text, one pass
     nearest     the ten tokens nearest to one; equal: the same cosines within 1e-4
 
-Quality is measured on the whole text, all else on its first two million words. Binaries are named by --peer NAME=PATH:
-word2vec (word2vec.c), fasttext, glove (the folder of Stanford's build). Theirs is the time of two passes less the time
-of one, so that reading the vocabulary does not count; ours is all of it. A peer that is not there has no column.
+Quality is measured on the whole text, all else on its first two million words if nothing else is said. Binaries are
+named by --peer NAME=PATH: word2vec (word2vec.c), fasttext, glove (the folder of Stanford's build). Theirs is the time
+of two passes less the time of one, so that reading the vocabulary does not count; ours is all of it. A peer that is not
+there has no column.
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ from luthier.core.evaluation.word_sets import read_word_set
 from luthier.models.cooccurrence import count_pairs
 from luthier.models.glove import train_glove
 from luthier.models.vectors import Vectors
-from luthier.models.word2vec import train_word2vec
+from luthier.models.word2vec import Word2Vec, Word2VecSettings, train_word2vec
 
 __all__ = ["GROUPS", "run"]
 
-GROUPS = ("speed", "glove", "quality", "memory", "nearest")
+GROUPS = ("speed", "ngrams", "glove", "quality", "memory", "nearest")
 WORDS = 2_000_000  # of the text, but for quality
 NGRAM = 6  # characters
 QUERIES = 100
@@ -88,10 +90,12 @@ def run(
     source = whole.first(WORDS)
     say(f"{source.name}: {len(whole.rows):,} words, {len(whole.counts):,} different ones")
     with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus.txt"
-        corpus.write_text("\n".join(" ".join(s) for s in source.sentences()) + "\n", encoding="utf-8")
+        corpus = _write(source, Path(folder) / "corpus.txt")
         groups: dict[str, Callable[[], list[Row]]] = {
             "speed": lambda: _speed(source, corpus, paths, repeats, users),
+            "ngrams": lambda: _ngrams(
+                whole.first(WORDS // 2), Path(folder) / "half.txt", paths.get("fasttext"), repeats
+            ),
             "glove": lambda: _glove(source, corpus, paths.get("glove"), repeats),
             "quality": lambda: list(quality(whole, given, max(repeats, 2), users)),
             "memory": lambda: _memory(source),
@@ -130,16 +134,36 @@ def _speed(
             if users and sg and threads == 1:
                 calls[users[0]] = lambda u=users[1]: seconds(lambda: u(source, 0))
             rows += _in_turn(f"{kind} {SIZE}, window {WINDOW}, {NEGATIVE} negatives, {unit}", source, calls, repeats)
-        if "fasttext" in paths:
-            settings = {"max_n": NGRAM, "bucket": 2_000_000}
-            passes = binary("fasttext", paths["fasttext"], corpus, True, threads, NGRAM)
-            calls = {"ours": lambda t=threads, s=settings: less(lambda n: _train(source, t, epochs=n, **s))}
-            calls["fasttext"] = lambda p=passes: less(p)
-            rows += _in_turn(f"skip-gram {SIZE} with n-grams of 3 to {NGRAM}, {unit}", source, calls, repeats)
     return rows
 
 
-def _in_turn(case: str, source: Source, calls: dict[str, Callable[[], float]], repeats: int) -> list[Row]:
+def _ngrams(source: Source, corpus: Path, fasttext: Path | None, repeats: int) -> list[Row]:
+    rows: list[Row] = []
+    settings: Any = {"max_n": NGRAM, "vector_size": SIZE, "window": WINDOW, "negative": NEGATIVE, "epochs": 1}
+    for threads in thread_counts():
+        calls: dict[str, Callable[[], float]] = {}
+        calls["ours"] = lambda t=threads: _pass(source, Word2VecSettings(workers=t, **settings))
+        if fasttext:
+            passes = binary("fasttext", fasttext, _write(source, corpus), True, threads, NGRAM)
+            calls["fasttext"] = lambda p=passes: less(p)
+        unit = f"{threads} thread{'s' * (threads > 1)}"
+        rows += _in_turn(f"skip-gram {SIZE} with n-grams of 3 to {NGRAM}, {unit}", source, calls, repeats, "ngrams")
+    return rows
+
+
+def _pass(source: Source, settings: Word2VecSettings) -> float:
+    training = Word2Vec(source.rows, source.offsets, source.counts, settings, source.words)
+    return seconds(training.train)
+
+
+def _write(source: Source, path: Path) -> Path:
+    path.write_text("\n".join(" ".join(s) for s in source.sentences()) + "\n", encoding="utf-8")
+    return path
+
+
+def _in_turn(
+    case: str, source: Source, calls: dict[str, Callable[[], float]], repeats: int, group: str = "speed"
+) -> list[Row]:
     """Words a second of each call, which tells its own seconds."""
     say(f"  {case}")
     train_word2vec(source.rows[:9999], np.array([0, 9999]), source.counts, epochs=1)  # compiled
@@ -148,7 +172,7 @@ def _in_turn(case: str, source: Source, calls: dict[str, Callable[[], float]], r
         for name in taken:
             taken[name].append(len(source.rows) / calls.get(name, calls["ours"])())
     equal = dict.fromkeys(taken, True)
-    return rows_of(case, "words/s", taken, equal, group="speed", check="timed only; see quality")
+    return rows_of(case, "words/s", taken, equal, group=group, check="timed only; see quality")
 
 
 # ---------------------------------------------------------------- GloVe

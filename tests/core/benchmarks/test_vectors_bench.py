@@ -35,12 +35,12 @@ def test_every_group_but_the_slow_ones_gives_rows(text):
     (text / "own.py").write_text(OWN)
     rows = bench.run(
         texts=(text / "text.txt",),
-        only=("speed", "glove", "quality", "nearest"),
+        only=("speed", "ngrams", "glove", "quality", "nearest"),
         own=f"{text / 'own.py'}:vectors",
         sets=(text / "pairs.tsv",),
         repeats=2,
     )
-    assert {row["group"] for row in rows} == {"speed", "glove", "quality", "nearest"}
+    assert {row["group"] for row in rows} == {"speed", "ngrams", "glove", "quality", "nearest"}
     assert all(row["ours"] is not None for row in rows)
     kinds = [row["case"].split(" (")[0] for row in rows if row["group"] == "quality"]
     assert kinds == ["pairs similarity"] * 3
