@@ -219,8 +219,8 @@ def check_labels(
     device: torch.device,
     triton: bool,
 ) -> None:
-    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any] on `device`. What
-    labels on a card say is not looked at where Triton takes them."""
+    """Raises ValueError, naming the argument, for what does not fit tokens [...] of `shape` [..., any] on `device`.
+    What labels on a card say is not looked at where Triton takes them."""
     if labels.shape != shape[:-1] or labels.dtype != torch.int64:
         raise ValueError(
             f"{name}: labels must be int64 {tuple(shape[:-1])}; found {labels.dtype} {tuple(labels.shape)}"

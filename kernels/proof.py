@@ -25,6 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from luthier.kernels import launch as launching
 from luthier.kernels.launch import triton
 
 __all__ = ["CHIPS", "KERNELS", "Compiled", "compiled_for", "for_other_lengths", "pretend", "report"]
@@ -119,14 +120,16 @@ def _card(arch: int) -> PretendCard:
 
 @contextmanager
 def pretend(arch: int) -> Iterator[PretendCard]:
-    """Launches of CPU tensors inside go to a pretended card."""
+    """Launches of CPU tensors inside go to a pretended card, also those that impl="triton" asks for."""
     driver, card = triton.runtime.driver, _card(arch)
     before = driver._active
     card.launched.clear()
     driver.set_active(card)
+    launching.pretended = True
     try:
         yield card
     finally:
+        launching.pretended = False
         driver._active = before
 
 

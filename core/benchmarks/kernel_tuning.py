@@ -5,29 +5,48 @@ does not compile, needs more shared memory than there is, or gives a wrong resul
 faster than the rule by more than 1% gets no entry: the rule stays.
 
 Each class is measured at one size; lengths are not in the class, see kernels/tables.py. Forward and backward of
-attention are three launches with settings of their own, tuned one after the other, the others at what is best so far.
+attention are three launches with settings of their own, tuned one after the other, the others by their rule.
+
+Over a hundred candidates have to be compiled, some seconds each. That needs no card, so child processes do it at once
+on all cores, for the chip that is there; what they compile lies in Triton's cache when the card asks for it.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from luthier.core.artifacts import write_json
 from luthier.core.benchmarks import report
 from luthier.core.benchmarks.kernel_cases import KERNELS, Problem, Shape, Where
-from luthier.core.benchmarks.kernels import calls_of, device_time, gate, machine, once, small_of, where_to_run
+from luthier.core.benchmarks.kernels import (
+    DTYPES,
+    calls_of,
+    device_time,
+    gate,
+    machine,
+    once,
+    small_of,
+    where_to_run,
+)
 from luthier.core.console import say
 from luthier.core.errors import ConfigError
 from luthier.kernels import tables
 from luthier.kernels.launch import INTERPRETED
+from luthier.kernels.proof import pretend
 
-__all__ = ["CLASSES", "tune"]
+__all__ = ["CLASSES", "compile_one", "tune"]
 
 Candidate = dict[str, int]
 GAIN = 1.01  # what a candidate must be faster than the rule by
@@ -95,14 +114,19 @@ def tune(
         )
     file, clock = tables.file_of(card, folder), device_time(where.device)
     end = time.monotonic() + seconds
+    wanted = [one for one in CLASSES if not names or one.kernel in names]
+    if where.device.type == "cuda":
+        _compile(wanted, dtype, int(machine()["capability"].replace(".", "")))
     classes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["classes"] if file.is_file() else {}
-    for one in CLASSES:
-        if names and one.kernel not in names:
-            continue
+    for one in wanted:
         if time.monotonic() > end:
             say(f"  {one.kernel} {one.part}: not begun, {seconds:g} s are over")
             continue
-        key, entry = _best(one, where, clock)
+        try:
+            key, entry = _best(one, where, clock)
+        except Exception as error:  # the other classes are still worth measuring
+            say(f"  {one.kernel} {one.part} failed: {type(error).__name__}: {error}")
+            continue
         classes.pop(key, None)
         if entry:
             classes[key] = entry
@@ -112,6 +136,36 @@ def tune(
         write_json(file, {**facts, "classes": classes})
     print(json.dumps({"bench": "kernels --tune", "table": str(file), "classes": classes}, ensure_ascii=False))
     return 0
+
+
+def _compile(wanted: Sequence[Class], dtype: str, arch: int) -> None:
+    """Fill Triton's cache with every candidate, on all cores."""
+    jobs = [(one, n) for one in wanted for n in range(-1, len(one.tried))]
+    began, cores = time.monotonic(), os.cpu_count() or 1
+    say(f"  compiling {len(jobs)} candidates on {cores} cores")
+    with ProcessPoolExecutor(min(cores, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+        failed = sum(pool.map(partial(compile_one, dtype=dtype or "bfloat16", arch=arch), jobs))
+    say(f"  compiled in {time.monotonic() - began:.0f} s; {failed} do not compile or do not fit the chip")
+
+
+def compile_one(job: tuple[Class, int], *, dtype: str, arch: int) -> bool:
+    """Compile what one candidate of a class, or its rule (−1), launches; whether that failed. Needs no card."""
+    one, n = job
+    kernel = KERNELS[one.kernel]
+    where = Where(torch.device("cpu"), DTYPES[dtype], "triton")
+    torch.set_num_threads(1)
+    problem = kernel.build(where, small_of(kernel, one.shape))
+    call = problem.tools["ours"]
+    try:
+        with tables.watching() as seen, pretend(arch):
+            once(problem, call)
+        key = next(k for k in seen if k.startswith(f"{one.kernel} {one.part},"))
+        if n >= 0:
+            with tables.trying(key, one.tried[n]), pretend(arch):
+                once(problem, call)
+    except Exception:  # as on the card: no candidate
+        return True
+    return False
 
 
 def _best(one: Class, where: Where, clock: device_time) -> tuple[str, dict[str, Any] | None]:

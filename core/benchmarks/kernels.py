@@ -312,8 +312,8 @@ def _measured(
     where: Where, name: str, shape: Shape, tool: tuple[str, Callable[..., Any]] | None, first: bool,
     clock: device_time, peaks: dict[str, float], repeats: int,
 ) -> list[Row]:  # fmt: skip
-    """The rows of one kernel on one shape; where ours fails, one that says so: the others are still worth measuring, and
-    a card may be there for minutes only."""
+    """The rows of one kernel on one shape; where ours fails, one that says so: the others are still worth measuring,
+    and a card may be there for minutes only."""
     kernel, case, rows = KERNELS[name], ",".join(map(str, shape)), []
     try:
         problem = _with_own(kernel.build(where, shape), tool)

@@ -25,8 +25,8 @@ PRODUCTS = {
 }
 INSTRUCTION = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 # Bytes a thread may keep in memory for want of registers; none where nothing is said. The gradients of keys and values
-# fill half of all registers, so the rest, used once a tile, goes out. The symmetric product spills after its loop, where
-# a tile and its mirror image are written (sm_100, Triton 3.6: 616).
+# fill half of all registers, so the rest, used once a tile, goes out. The symmetric product spills after its loop,
+# where a tile and its mirror image are written (sm_100, Triton 3.6: 616).
 SPILLS = {"forward": 32, "backward_key": 320, "backward_query": 64, "symmetric": 640}
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="here nothing is compiled")

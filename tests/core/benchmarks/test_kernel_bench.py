@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.benchmarks.kernel_cases import KERNELS
-from luthier.core.benchmarks.kernel_tuning import tune
+from luthier.core.benchmarks.kernel_tuning import CLASSES, compile_one, tune
 from luthier.core.benchmarks.kernels import gate, main, run, small_of, where_to_run
 from luthier.core.errors import ConfigError
 from luthier.kernels import proof, tables
@@ -134,6 +134,27 @@ def test_only_kernels_with_tables_are_tuned(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("luthier.core.benchmarks.kernel_tuning.machine", lambda: {"gpu": "Card"})
     with pytest.raises(ConfigError, match="rope has no table"):
         tune(["rope"], folder=tmp_path)
+
+
+def test_candidates_are_compiled_where_no_card_is() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: nothing was compiled")
+    decode = next(one for one in CLASSES if one.kernel == "decode_attention")
+    compiled = decode._replace(tried=[{"BN": 32}, {"BN": 48}])  # 48 is no power of two
+    assert [compile_one((compiled, n), dtype="bfloat16", arch=90) for n in (-1, 0, 1)] == [False, False, True]
+
+
+def test_ours_failing_is_a_row_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: Any) -> Any:
+        raise RuntimeError("no such card")
+
+    monkeypatch.setitem(KERNELS, "rope", replace(KERNELS["rope"], build=build))
+    assert main(["rope", "swiglu", "--repeats", "1"]) == 1
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out.strip().rpartition("\n")[2])["rows"]
+    assert [row["equal"] for row in rows if row["group"] == "rope"] == [False]
+    assert all(row["equal"] for row in rows if row["group"] == "swiglu") and "no such card" in printed.err
 
 
 def test_against_another_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
