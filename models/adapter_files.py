@@ -4,9 +4,10 @@
     adapter_model.safetensors     A, B and m of every layer: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
     adapter_base.json             ours: where the base lay beside this folder, and whether it was kept in four bits
 
-A folder written here opens in `peft` with the same logits, and the other way round. The base is found where the config
-says, or, if both folders were moved together, where it lay beside the adapter. Which layers have an adapter, and of
-what rank, the tensors say; a setting of PEFT that changes the product and is not supported is refused by name.
+A folder written here opens in `peft` with the same logits, and the other way round (GPT-2's names: adapter_gpt2.py).
+The base is found where the config says, or, if both folders were moved together, where it lay beside the adapter. Which
+layers have an adapter, and of what rank, the tensors say; a setting of PEFT that changes the product and is not
+supported is refused by name.
 
 Legend: N outputs, C inputs of a layer.
 """
@@ -14,15 +15,15 @@ Legend: N outputs, C inputs of a layer.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from luthier.models.adapter_gpt2 import gpt2_config, gpt2_to_ours, gpt2_to_theirs, is_gpt2
 from luthier.models.checkpoints import _atomically, _open, _write_json, load_model
 from luthier.models.lora import (
     TARGETS,
@@ -38,6 +39,7 @@ from luthier.models.lora import (
     targets_of,
     use_adapter,
 )
+from luthier.models.nf4 import Nf4Linear
 from luthier.models.transformer import Transformer
 
 __all__ = ["adapter_facts", "base_of", "is_adapter", "load_adapter", "open_model", "save_adapter"]
@@ -64,12 +66,23 @@ def save_adapter(model: Transformer, folder: Path, base: Path, config: LoraConfi
     for tensor, value in tensors.items():
         if not torch.isfinite(value).all():
             raise LoraError(f"tensor {tensor} holds numbers that are NaN or infinite; {folder} was not written")
+    settings = _to_json(config, Path(base))
+    if model.config.model_type == "gpt2":
+        tensors = gpt2_to_theirs(tensors, {f"{PREFIX}{p}": length for p, length in _lengths(model)})
+        settings = gpt2_config(settings, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     ours = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     _atomically(folder / WEIGHTS, lambda path: save_file(ours, path, metadata={"format": "pt"}))
     beside = os.path.relpath(Path(base).resolve(), folder.resolve())
     _write_json(folder / BASE, {"base": beside, "quantize": "nf4" if is_quantised(model) else "none"})
-    _write_json(folder / CONFIG, _to_json(config, Path(base)))
+    _write_json(folder / CONFIG, settings)
+
+
+def _lengths(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Row norms of the products without an adapter: what DoRA's lengths start as."""
+    for place, layer in layers_of(model, (torch.nn.Linear, Nf4Linear)):
+        if not place.endswith(".base"):
+            yield place, layer.weight.detach().norm(dim=1)
 
 
 def _to_json(config: LoraConfig, base: Path) -> dict[str, Any]:
@@ -112,12 +125,18 @@ def base_of(folder: Path) -> Path:
 def adapter_facts(folder: Path) -> tuple[LoraConfig, int, int]:
     """An adapter folder's settings, its number of weights, and in how many bits its base was kept (4 or 32)."""
     folder = Path(folder)
+    tensors, raw = _read(folder)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    bits = 4 if _facts(folder).get("quantize") == "nf4" else 32
+    return _from_json(raw, _targets_in(tensors), folder), numbers, bits
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An adapter's tensors under our names, and its settings."""
     raw = _read_config(folder)
     with _open(folder / WEIGHTS) as file:
-        keys = list(file.keys())
-        numbers = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
-    bits = 4 if _facts(folder).get("quantize") == "nf4" else 32
-    return _from_json(raw, _targets_in(keys), folder), numbers, bits
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    return gpt2_to_ours(tensors, raw) if is_gpt2(tensors) else (tensors, raw)
 
 
 def _places(keys: Iterable[str]) -> set[str]:
@@ -136,9 +155,7 @@ def load_adapter(model: Transformer, folder: Path, name: str = "default") -> Lor
     Raises LoraError or CheckpointError for a file that does not fit the model, naming the tensor; nothing is hung then.
     """
     folder = Path(folder)
-    raw = _read_config(folder)
-    with _open(folder / WEIGHTS) as file:
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    tensors, raw = _read(folder)
     if _facts(folder).get("quantize") == "nf4" and not is_quantised(model):
         quantize_base(model)  # it was trained on such weights
     places, config = _places(tensors), _from_json(raw, _targets_in(tensors), folder)

@@ -214,6 +214,43 @@ def test_peft_opens_ours_and_we_open_peft(kind: Any, tmp_path: Path) -> None:
     assert near(logits(open_model(tmp_path / "theirs")), logits(theirs))
 
 
+GPT2 = preset(
+    "demo", vocab_size=97, hidden_size=48, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, initializer_range=0.1, model_type="gpt2", hidden_act="gelu_new",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj", "down_proj")])
+def test_peft_opens_our_gpt2_and_we_open_peft(kind: Any, targets: tuple[str, ...], tmp_path: Path) -> None:
+    """One product for queries, keys and values there, three here; all of them adapted, or two."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = Transformer(GPT2, seed=1).eval()
+    save_model(model, tmp_path / "base")
+    config = LoraConfig(4, 8.0, kind, targets)
+    add_adapter(model, config)
+    adapted = logits(stirred(model))
+    save_adapter(model, tmp_path / "ours", tmp_path / "base", config)
+
+    def base() -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+
+    assert not near(logits(base()), adapted, 1e-2)
+    assert near(logits(peft.PeftModel.from_pretrained(base(), tmp_path / "ours").eval()), adapted)
+    assert near(logits(open_model(tmp_path / "ours")), adapted)
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["c_attn", "c_fc", "mlp.c_proj"], use_rslora=kind == "rslora",
+        use_dora=kind == "dora", fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    theirs = stirred(peft.get_peft_model(base(), settings).eval())
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert near(logits(open_model(tmp_path / "theirs")), logits(theirs))
+    file = tmp_path / "theirs" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rank_pattern": {"c_attn": 5}}))
+    with pytest.raises(LoraError, match="rank_pattern"):
+        load_adapter(Transformer(GPT2, seed=1), tmp_path / "theirs")
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     model = model_of()
     save_model(model, tmp_path / "base")
