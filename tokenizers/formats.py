@@ -15,7 +15,7 @@ decoder, the other keys of tokenizer_config.json) is kept and written again.
 
 A tiktoken file holds one token a line, base64 and rank, and no merges: there, any two neighbours that together make a
 token may be joined, the lowest rank first. All such pairs, in order of rank, are the merges. Special tokens and pattern
-are not in the file and must be given.
+are not in the file; `RANKS` knows those of the files that go by a name, for others they must be given.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from luthier.tokenizers.load_cache import through_cache
 from luthier.tokenizers.pretokenize import PATTERNS, pattern_name
 
 __all__ = [
+    "RANKS",
     "TokenizerFileError",
     "load_tiktoken",
     "load_tokenizer",
@@ -51,6 +52,23 @@ class TokenizerFileError(ValueError):
     """A file that is not a tokenizer this library can use, with file and place."""
 
 
+# Files of ranks by their usual name: the pattern, and what their makers use as special tokens.
+RANKS: dict[str, tuple[str, dict[str, int]]] = {
+    "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "p50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "cl100k_base": (
+        "cl100k",
+        {
+            "<|endoftext|>": 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
+    ),
+    "o200k_base": ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
+    "qwen": ("qwen2", {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}),
+}
 BYTE_CHARACTERS = {b: chr(b) if b in PRINTABLE else chr(0x100 + i) for i, b in enumerate(BYTE_ORDER[len(PRINTABLE) :])}
 BYTE_CHARACTERS |= {b: chr(b) for b in PRINTABLE}
 _CHARACTER_BYTES = {character: b for b, character in BYTE_CHARACTERS.items()}
@@ -78,7 +96,8 @@ def unspell(text: str) -> bytes:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer folder, or a tokenizer.json (with the tokenizer_config.json beside it, if there is one).
+    """Read a tokenizer folder, a tokenizer.json (with the tokenizer_config.json beside it, if there is one), a
+    SentencePiece .model, or tiktoken's ranks by one of the names in RANKS (cl100k_base.tiktoken).
 
     Raises TokenizerFileError naming the file and the part that is missing, broken or not byte-level BPE.
     """
@@ -89,6 +108,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
         from luthier.tokenizers.sentencepiece_model import load_sentencepiece
 
         return load_sentencepiece(pieces)  # pyright: ignore[reportReturnType]
+    if path.suffix == ".tiktoken" and path.is_file():
+        if path.stem not in RANKS:
+            known = ", ".join(RANKS)
+            raise TokenizerFileError(
+                f"{path}: ranks do not say how text is cut, and only {known} are known by name\n"
+                "In Python: load_tiktoken(file, pattern=…, special_tokens=…), then save_tokenizer."
+            )
+        pattern, special = RANKS[path.stem]
+        return load_tiktoken(path, pattern=pattern, special_tokens=special)
     if path.is_dir() and not file.is_file():
         from luthier.tokenizers.vocab_merges import find_vocab_merges, load_vocab_merges
 

@@ -257,7 +257,7 @@ def _file(path: Path, wish: Wish) -> None:
         "luthier.toml",
     ):
         _folder(path.parent, wish)
-    elif path.name == "tokenizer.json" or path.suffix == ".model":
+    elif path.name == "tokenizer.json" or path.suffix in (".model", ".tiktoken"):
         _tokenizer(path, wish)
     elif path.name in ("documents.jsonl", "rejected.jsonl") and _stage(path.parent) == "collect":
         _corpus(path.parent, wish)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["show_tokenizer"]
 
 LONGEST = 30
+SHOWN = 40  # bytes of a token, of longer ones their beginning
 SPECIAL = 12  # shown by name
 SAMPLE = "The quick brown fox jumps over the lazy dog. 12,345 kg – Füße, naïve, 東京 🎻\n"
 
@@ -132,8 +133,13 @@ def _steps(console: Console, tokenizer: Tokenizer, steps: Sequence[Step]) -> Non
 
 def _longest(console: Console, tokenizer: Any) -> None:
     longest = sorted(_made_by_text(tokenizer), key=lambda token: (-len(token), token))[:LONGEST]
+    longest = [token if len(token) <= SHOWN else _head(token) for token in longest]
     _say(console, "\nlongest tokens:", "bold")
     console.print(coloured(longest, plain=not console.is_terminal), soft_wrap=True)
+
+
+def _head(token: bytes) -> bytes:
+    return f"{token[: SHOWN // 2].decode('utf-8', 'ignore')}… ({len(token)} bytes)".encode()
 
 
 def _tokens(console: Console, tokenizer: Any, text: str) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+import tiktoken_ext.openai_public
 from tiktoken.load import load_tiktoken_bpe
 
 from luthier.tokenizers.bpe import BYTE_ORDER, Tokenizer, VocabularyError
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import (
+    RANKS,
     TokenizerFileError,
     load_tiktoken,
     load_tokenizer,
@@ -368,3 +370,29 @@ def test_files_that_are_not_utf8_are_named_with_the_byte(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(TokenizerFileError, match=r"tokenizer\.json: not UTF-8 at byte 7"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.skipif(DATA is None, reason="needs LUTHIER_TEST_DATA")
+@pytest.mark.parametrize("name", RANKS)
+def test_ranks_by_their_usual_name(name):
+    """Pattern and special tokens are those that tiktoken gives the same file (Qwen's: as Qwen's own code does)."""
+    file = Path(str(DATA)) / "vocab" / f"{name}.tiktoken"
+    tokenizer, (pattern, special) = load_tokenizer(file), RANKS[name]
+    if name != "qwen":
+        constructor = getattr(tiktoken_ext.openai_public, name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda *_, **__: load_tiktoken_bpe(str(file))
+            )
+            theirs = tiktoken.Encoding(**constructor())
+        assert theirs._special_tokens == special
+        text = TEXT + " world<|endoftext|>"
+        assert tokenizer.encode(text, "all").tolist() == theirs.encode(text, allowed_special="all")
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.pattern == pattern
+
+
+def test_ranks_by_another_name(tmp_path):
+    (tmp_path / "mine.tiktoken").write_text("IQ== 0\n")
+    with pytest.raises(TokenizerFileError, match=r"mine\.tiktoken: ranks do not say how text is cut.*cl100k_base"):
+        load_tokenizer(tmp_path / "mine.tiktoken")
