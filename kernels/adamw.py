@@ -112,12 +112,32 @@ def _address(Table, place, like, ALIGNED: tl.constexpr):
 
 
 @jit
+def _read(X, i, size, WHOLE: tl.constexpr):
+    """Numbers i as float32. A WHOLE piece needs no mask, so that a thread reads 16 bytes at once."""
+    if WHOLE:
+        return tl.load(X + i).to(tl.float32)
+    else:
+        return tl.load(X + i, i < size, other=0.0).to(tl.float32)
+
+
+@jit
+def _write(X, i, x, size, WHOLE: tl.constexpr):
+    if WHOLE:
+        tl.store(X + i, narrow(x, X.dtype.element_ty))
+    else:
+        tl.store(X + i, narrow(x, X.dtype.element_ty), i < size)
+
+
+@jit
 def _norm(Table, Pieces, LikeG, Squares, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     piece = tl.program_id(0)
-    tensor, start = tl.load(Pieces + 2 * piece), tl.load(Pieces + 2 * piece + 1)
-    i = start + tl.arange(0, BLOCK)
-    g = tl.load(_address(Table, 5 * tensor + 1, LikeG, ALIGNED) + i, i < tl.load(Table + 5 * tensor + 4), other=0.0)
-    g = g.to(tl.float32)
+    tensor, start = tl.load(Pieces + 2 * piece), tl.multiple_of(tl.load(Pieces + 2 * piece + 1), BLOCK)
+    i, size = start + tl.arange(0, BLOCK), tl.load(Table + 5 * tensor + 4)
+    G = _address(Table, 5 * tensor + 1, LikeG, ALIGNED)
+    if start + BLOCK <= size:
+        g = _read(G, i, size, True)
+    else:
+        g = _read(G, i, size, False)
     tl.store(Squares + piece, tl.sum(g * g, 0))
 
 
@@ -130,28 +150,38 @@ def _bits(i, seed):
     return ((x ^ (x >> 15)) & 0xFFFF).to(tl.int32)
 
 
+@jit
+def _update(
+    P, G, M, V, i, size, factor, seed, lr, beta1, beta2, eps, decay, fix1, fix2,
+    STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The formula for numbers i of one tensor."""
+    g, p = _read(G, i, size, WHOLE) * factor, _read(P, i, size, WHOLE)
+    m, v = _read(M, i, size, WHOLE), _read(V, i, size, WHOLE)
+    m, v = m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
+    p = p * (1 - lr * decay) - lr / fix1 * m / (tl.sqrt(v / fix2) + eps)
+    if STOCHASTIC:
+        bits = p.to(tl.int32, bitcast=True) + _bits(i, seed)
+        p = (bits & -65536).to(tl.float32, bitcast=True)
+    _write(P, i, p, size, WHOLE)
+    _write(M, i, m, size, WHOLE)
+    _write(V, i, v, size, WHOLE)
+
+
 @jit(lengths=("seed",))
 def _step(
     Table, Pieces, Factor, LikeP, LikeG, LikeM, seed, lr, beta1, beta2, eps, decay, fix1, fix2,
     BLOCK: tl.constexpr, ALIGNED: tl.constexpr, STOCHASTIC: tl.constexpr,
 ):  # fmt: skip
     piece = tl.program_id(0)
-    tensor, start = tl.load(Pieces + 2 * piece), tl.load(Pieces + 2 * piece + 1)
-    i = start + tl.arange(0, BLOCK)
-    inside = i < tl.load(Table + 5 * tensor + 4)
+    tensor, start = tl.load(Pieces + 2 * piece), tl.multiple_of(tl.load(Pieces + 2 * piece + 1), BLOCK)
+    i, size, factor = start + tl.arange(0, BLOCK), tl.load(Table + 5 * tensor + 4), tl.load(Factor)
     P, G = _address(Table, 5 * tensor, LikeP, ALIGNED), _address(Table, 5 * tensor + 1, LikeG, ALIGNED)
     M, V = _address(Table, 5 * tensor + 2, LikeM, ALIGNED), _address(Table, 5 * tensor + 3, LikeM, ALIGNED)
-    g = tl.load(G + i, inside, other=0.0).to(tl.float32) * tl.load(Factor)
-    m, v = tl.load(M + i, inside, other=0.0).to(tl.float32), tl.load(V + i, inside, other=0.0).to(tl.float32)
-    m, v = m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
-    p = tl.load(P + i, inside, other=0.0).to(tl.float32)
-    p = p * (1 - lr * decay) - lr / fix1 * m / (tl.sqrt(v / fix2) + eps)
-    if STOCHASTIC:
-        bits = p.to(tl.int32, bitcast=True) + _bits(i, seed + tensor)
-        p = (bits & -65536).to(tl.float32, bitcast=True)
-    tl.store(P + i, narrow(p, LikeP.dtype.element_ty), inside)
-    tl.store(M + i, narrow(m, LikeM.dtype.element_ty), inside)
-    tl.store(V + i, narrow(v, LikeM.dtype.element_ty), inside)
+    if start + BLOCK <= size:
+        _update(P, G, M, V, i, size, factor, seed + tensor, lr, beta1, beta2, eps, decay, fix1, fix2, STOCHASTIC, True)
+    else:
+        _update(P, G, M, V, i, size, factor, seed + tensor, lr, beta1, beta2, eps, decay, fix1, fix2, STOCHASTIC, False)
 
 
 @lru_cache(maxsize=64)

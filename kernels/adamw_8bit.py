@@ -214,23 +214,44 @@ def _keep(x, Codes, Scale, Midpoints, row, at, rows):
     tl.store(Scale + row, scale, row < rows)
 
 
+@jit
+def _update(
+    P, G, M, Ms, V, Vs, ValuesM, ValuesV, MidM, MidV, row, at, N, rows, lr, beta1, beta2, eps, decay, fix1, fix2,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The formula for the blocks `row`, numbers `at`. WHOLE blocks need no mask, so that a thread reads 16 bytes."""
+    stored = (row < rows)[:, None]
+    if WHOLE:
+        g, p = tl.load(G + at).to(tl.float32), tl.load(P + at).to(tl.float32)
+    else:
+        g = tl.load(G + at, at < N, other=0.0).to(tl.float32)
+        p = tl.load(P + at, at < N, other=0.0).to(tl.float32)
+    m = tl.load(ValuesM + tl.load(M + at, stored, other=0)) * tl.load(Ms + row, row < rows, other=0.0)[:, None]
+    v = tl.load(ValuesV + tl.load(V + at, stored, other=0)) * tl.load(Vs + row, row < rows, other=0.0)[:, None]
+    m, v = m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
+    p = narrow(p * (1 - lr * decay) - lr / fix1 * (m / (tl.sqrt(v / fix2) + eps)), P.dtype.element_ty)
+    if WHOLE:
+        tl.store(P + at, p)
+    else:
+        tl.store(P + at, p, at < N)
+    _keep(m, M, Ms, MidM, row, at, rows)
+    _keep(v, V, Vs, MidV, row, at, rows)
+
+
 @jit(lengths=("N", "rows"))
 def _kernel(
     P, G, M, Ms, V, Vs, ValuesM, ValuesV, MidM, MidV, N, rows, lr, beta1, beta2, eps, decay, fix1, fix2,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = first + tl.arange(0, ROWS)
     at = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside, stored = at < N, (row < rows)[:, None]
-    g = tl.load(G + at, inside, other=0.0).to(tl.float32)
-    p = tl.load(P + at, inside, other=0.0).to(tl.float32)
-    m = tl.load(ValuesM + tl.load(M + at, stored, other=0)) * tl.load(Ms + row, row < rows, other=0.0)[:, None]
-    v = tl.load(ValuesV + tl.load(V + at, stored, other=0)) * tl.load(Vs + row, row < rows, other=0.0)[:, None]
-    m, v = m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
-    p = p * (1 - lr * decay) - lr / fix1 * (m / (tl.sqrt(v / fix2) + eps))
-    tl.store(P + at, narrow(p, P.dtype.element_ty), inside)
-    _keep(m, M, Ms, MidM, row, at, rows)
-    _keep(v, V, Vs, MidV, row, at, rows)
+    if (first + ROWS) * BLOCK <= N:
+        _update(P, G, M, Ms, V, Vs, ValuesM, ValuesV, MidM, MidV, row, at, N, rows, lr, beta1, beta2, eps, decay, fix1,
+                fix2, True)  # fmt: skip
+    else:
+        _update(P, G, M, Ms, V, Vs, ValuesM, ValuesV, MidM, MidV, row, at, N, rows, lr, beta1, beta2, eps, decay, fix1,
+                fix2, False)  # fmt: skip
 
 
 def _step_on_card(

@@ -62,9 +62,13 @@ def cost(matrices: int, rows: int, columns: int, itemsize: int, *, steps: int = 
 
 @jit(lengths=("R",))
 def _symmetric(
-    X, Add, Out, R, C, xn, xr, xc, b, c, BM: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr
+    X, Add, Out, R, C, xn, xr, xc, b, c, BM: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr
 ):  # fmt: skip
-    """c·X Xᵀ + b·Add for one tile on or below the diagonal, and its mirror image. Add, Out: [N, R, R], contiguous."""
+    """c·X Xᵀ + b·Add for one tile on or below the diagonal, and its mirror image. Add, Out: [N, R, R], contiguous.
+
+    EVEN: R is a multiple of 16, so that a thread writes 16 bytes at once."""
+    if EVEN:
+        R = R // 16 * 16  # so the compiler knows
     n, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     i = tl.floor((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(tl.int32)  # tile = i(i + 1)/2 + j, j ≤ i
     i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
@@ -107,15 +111,16 @@ def _symmetric_on_card(x: Tensor, add: Tensor | None, b: float, c: float) -> Ten
     out = torch.empty(N, R, R, dtype=x.dtype, device=x.device)
     tiles = -(-R // s["BM"])
     grid = (tiles * (tiles + 1) // 2, N)
-    launch(_symmetric, grid, x, out if add is None else add, out, R, C, *x.stride(), b, c, ADD=add is not None, **s)
+    shape = {"ADD": add is not None, "EVEN": R % 16 == 0}
+    launch(_symmetric, grid, x, out if add is None else add, out, R, C, *x.stride(), b, c, **shape, **s)
     return out
 
 
 def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
     """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
-    x = torch.zeros(1, tokens, 128, dtype=dtype)
-    gram = _symmetric_on_card(x, None, 0.0, 1.0)
-    _symmetric_on_card(x, gram, 1.0, 1.0)
+    for rows in (16 * tokens, 16 * tokens + 1):
+        x = torch.zeros(1, rows, 128, dtype=dtype)
+        _symmetric_on_card(x, _symmetric_on_card(x, None, 0.0, 1.0), 1.0, 1.0)
 
 
 # ---------------------------------------------------------------- public

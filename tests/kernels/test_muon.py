@@ -32,7 +32,7 @@ def test_wrong_shapes_are_named(random: Callable[..., Tensor]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 63, 123), (1, 150, 40), (0, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 63, 123), (1, 150, 40), (1, 144, 40), (0, 4, 4)])
 def test_triton(shape: tuple[int, ...], dtype: torch.dtype, card: torch.device, random: Callable[..., Tensor]) -> None:
     x = random(*shape, dtype=dtype).to(card)
     add = symmetric_product(random(shape[0], shape[1], shape[1], seed=1), impl="torch").to(card, dtype)
