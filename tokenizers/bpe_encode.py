@@ -87,7 +87,16 @@ class Encoder:
         if num_threads > 1 and len(shares) > 1:
             with ThreadPoolExecutor(num_threads) as pool:
                 return joined(list(pool.map(lambda share: self._encode_share(share, pattern), shares)), ends)
-        return joined([self._encode_share(share, pattern) for share in shares], ends)
+        ids, offsets, k = np.empty(sum(map(len, texts)) + 2, np.int32), np.zeros(len(texts) + 1, np.int64), 0
+        for share in shares:  # without several threads all of them are lists of texts
+            data, starts, begins = cut(share, pattern)
+            done = int(offsets[k])
+            if len(ids) < done + len(data) + 2:
+                ids = np.append(ids[:done], np.empty(done + 2 * len(data) + 2, np.int32))
+            self._write(data, starts, begins, ids, offsets[k : k + len(starts)])
+            k += len(share)
+        ids.resize(offsets[-1], refcheck=False)
+        return ids, offsets
 
     def _encode_share(self, share: Share, pattern: str) -> tuple[Ids, npt.NDArray[np.int64]]:
         if isinstance(share, list):
@@ -100,8 +109,22 @@ class Encoder:
     ) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The same for texts that are cut already, as `cut` gives them."""
         ids, offsets = np.empty(len(data) + 2, np.int32), np.zeros(len(starts), np.int64)
+        self._write(data, starts, begins, ids, offsets)
+        ids.resize(offsets[-1], refcheck=False)
+        return ids, offsets
+
+    def _write(
+        self,
+        data: npt.NDArray[np.uint8],
+        starts: npt.NDArray[np.int64],
+        begins: npt.NDArray[np.uint64],
+        ids: Ids,
+        offsets: npt.NDArray[np.int64],
+    ) -> None:
+        """Write the ids to `ids`, from offsets[0] on, and where each text ends in them to `offsets`, from its second
+        place on. There must be room for an id a byte, and two more."""
         desk, at = self._desks.pop() if self._desks else self._desk(), np.zeros(4, np.int64)
-        used = desk
+        used, at[2] = desk, offsets[0]
         while (stopped := _encode(used.places, data, starts, begins, ids, offsets, at)) != DONE:
             if stopped == NO_ROOM:
                 used = self._desk(desk.cache, _room(int(at[1] - at[0])))
@@ -110,8 +133,6 @@ class Encoder:
                 desk = self._desk(self._cache() if full else _larger(desk.cache), desk.room)
                 used = self._desk(desk.cache, used.room)
         self._desks.append(desk)
-        ids.resize(offsets[-1], refcheck=False)
-        return ids, offsets
 
     def _desk(self, cache: _Words | None = None, room: _Room | None = None) -> _Desk:
         cache, room = cache or self._cache(), room or _room(128)

@@ -5,7 +5,7 @@
     cold        the first pass over a text of a tokenizer that was just loaded, everything compiled; beside it loading,
                 and loading together with the first pass, so that nothing that was made ready at loading is hidden
     threads     documents of 4,000 characters on 1, 2, 4, … threads, each tool with the output it makes fastest
-    short       strings of 100 B, 1 kB and 10 kB, each met before: the cost of a call
+    short       strings of 100 B, 1 kB and 10 kB whose pieces were met before: the cost of a call
     decode      ids to text, from an array and from a list
     count       how many ids, without having them
     first       a fresh process: import, load, first ids; our compiled code on disk, and not
@@ -252,8 +252,8 @@ def _strings(text: str, size: int) -> list[str]:
 
 
 def _loop(call: Any, given: Any, strings: Sequence[str], tokenizer: Any) -> Tool:
-    def every() -> list[Any]:
-        return [call(given, text) for text in strings]
+    def every(new: Sequence[str]) -> list[Any]:
+        return [call(given, text) for text in new]
 
     def same(found: list[Any]) -> bool:
         return all(
@@ -261,7 +261,7 @@ def _loop(call: Any, given: Any, strings: Sequence[str], tokenizer: Any) -> Tool
             for ids, text in zip(found, strings, strict=True)
         )
 
-    return Tool(every, len(strings), same)
+    return Tool(every, len(strings), same, partial(_anew, strings))
 
 
 def _count(case: Case) -> list[Row]:

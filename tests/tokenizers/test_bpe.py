@@ -195,6 +195,7 @@ def test_batch(tokenizer, with_added, num_threads, monkeypatch):
         "<t>ool<t>x",
         TEXT * 9,
         TEXT[::-1],
+        "🎻" * 60,  # more ids than characters
         "\ud83c\udfbb",
         "e\u0301",
         "",
