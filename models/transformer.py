@@ -13,7 +13,7 @@ Every operation that is more than a product comes from kernels/: Triton on a car
 
 Several documents may be packed into one row. `document_BT` says which token belongs to which: tokens of different
 documents do not see each other and positions begin at 0 in each, so a packed row gives what its documents give alone.
-−1 marks padding, a document like any other whose output nobody reads.
+−1 marks padding, whose output nobody reads.
 
 Generation keeps every layer's keys and values in a `Cache`, so that a new token costs one token's work.
 
@@ -27,6 +27,7 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.kernels.attention import attention, document_starts, visible
 from luthier.kernels.decode_attention import decode_attention
+from luthier.kernels.document_attention import Group, document_attention, document_groups
 from luthier.kernels.launch import use_triton
 from luthier.kernels.layer_norm import layer_norm
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
@@ -97,6 +99,8 @@ class Places(NamedTuple):
     """For Triton: tokens a query looks back."""
     lengths_B: Tensor | None = None
     """Keys of each row, where Triton decodes one token a row from the cache."""
+    groups: Sequence[Group] | None = None
+    """Documents that a CPU attends to one by one, without a mask."""
 
 
 class RMSNorm(nn.Module):
@@ -190,6 +194,8 @@ class Attention(nn.Module):
         if places.lengths_B is not None:
             first_B = None if places.first_BT is None else places.first_BT[:, 0]
             out_BTHD = decode_attention(q_BTHD, k_BSKD, v_BSKD, places.lengths_B, first_B=first_B)
+        elif places.groups is not None:
+            out_BTHD = document_attention(q_BTHD, k_BSKD, v_BSKD, places.groups)
         else:
             sees = {"first_BT": places.first_BT, "window": places.window}
             out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, places.mask_BTS, **sees)
@@ -334,10 +340,17 @@ class Transformer(nn.Module):
             return self._seen_on_card(Places(position, cos, sin, window=window), first_BT, end, cache)
         if first_BT is not None and not bool(first_BT.any()):
             first_BT = None
-        if window is not None and end > window:
+        window = window if window is not None and end > window else None
+        if first_BT is not None and document_BT is not None and window is None and not self._compiled():
+            return Places(position, cos, sin, groups=document_groups(document_BT))
+        if window is not None:
             oldest_T = (place_T - window + 1).clamp(min=0)
             first_BT = oldest_T[None] if first_BT is None else torch.maximum(first_BT, oldest_T)
         return Places(position, cos, sin, None if first_BT is None else visible(first_BT, end))
+
+    def _compiled(self) -> bool:
+        """Whether layers are compiled: for them groups of another size each time would be new shapes."""
+        return torch.compiler.is_compiling() or any(layer._compiled_call_impl is not None for layer in self.layers)
 
     def _seen_on_card(self, places: Places, first_BT: Tensor | None, end: int, cache: Cache | None) -> Places:
         """The same for Triton: no mask, and one new token a row by the kernel that splits the cache."""

@@ -74,7 +74,8 @@ def test_packed_documents_are_what_they_are_alone(shape: str) -> None:
         for length in parts:
             at = (slice(row, row + 1), slice(start, start + length))
             start += length
-            torch.testing.assert_close(logits[at], model(ids[at]))
+            if document[at][0, 0] >= 0:
+                torch.testing.assert_close(logits[at], model(ids[at]))
             part, n = model.loss(ids[at], labels[at])
             total, number = total + part, number + int(n)
     total.backward()
@@ -223,7 +224,7 @@ def test_triton_computes_the_same(tmp_path: Path) -> None:
     """Every kernel that a card would run, in Triton's interpreter: packed rows, loss and gradients, the cache."""
     pytest.importorskip("triton")
     reference, ids = {}, tokens(2, 16)
-    document = torch.tensor([[0] * 5 + [1] * 11, [2] * 14 + [-1] * 2])
+    document = torch.tensor([[0] * 5 + [1] * 11, [2] * 14 + [3] * 2])
     for shape in ("mistral", "gpt2"):
         model, first = make(shape, torch.float32, num_hidden_layers=1), torch.tensor([0, 4])
         loss, _ = model.loss(ids, ids, document_BT=document)
