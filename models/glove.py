@@ -23,7 +23,7 @@ A word's final vector is w + c (§4.2): with a symmetric window the two tables d
 What costs time is fetching rows. So pairs are visited in tiles of 512 × 512 words: the rows of a tile stay near the
 core and serve it many times. But a tile of frequent words has a quarter of a million pairs, and visited in one go they
 draw their rows towards each other alone: analogies suffer (docs/vectors.md). So each tile's pairs are dealt by chance
-into parts of about 4,096, and all parts of all tiles are visited in one order by chance, drawn once.
+into parts of about 512, and all parts of all tiles are visited in one order by chance, drawn once.
 
 A number and the sum of its squared gradients lie in the same row, and the processor's estimate of 1/√ with one Newton
 step stands for a root and a division (the compiler makes it of `afn` and `arcp`).
@@ -52,7 +52,7 @@ from luthier.models.vectors import Trained, VectorsError
 __all__ = ["Diverged", "Progress", "adagrad", "adagrad_plain", "train_glove"]
 
 TILE = 512  # words
-PART = 4_096  # pairs of a tile that are visited in one go
+PART = 512  # pairs of a tile that are visited in one go
 ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back

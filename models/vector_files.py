@@ -109,7 +109,7 @@ def read_glove(path: Path) -> Vectors:
     """Read GloVe's text format; the first line says how many numbers a vector has."""
     path = Path(path)
     with path.open("rb") as file:
-        dim = file.readline().count(b" ")
+        dim = file.readline().rstrip().count(b" ")
         if dim < 1:
             raise VectorsError(f"{path}:1: expected a word and its numbers")
         file.seek(0)
@@ -135,6 +135,8 @@ def _collect(path: Path, entries: Iterator[tuple[str, bytes, np.ndarray]], dim: 
 
 def _text_entries(file: BinaryIO, path: Path, dim: int, first: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
     for number, line in enumerate(file, first):
+        if not line.endswith(b"\n"):  # its last number could be half a number, and nobody would see it
+            raise VectorsError(f"{path}:{number}: cut short, no line end\nIf the file is whole, end it with one.")
         word, *fields = line.rstrip(b" \r\n").split(b" ")
         if len(fields) != dim:
             raise VectorsError(f"{path}:{number}: expected a word and {dim} numbers, found {len(fields)} numbers")
