@@ -12,8 +12,8 @@ are mixed in, so that `replay_share` of all trained tokens are plain text (Rolni
 **The learning rate** follows the width C of the model where it is left at 0: 1.2e-2 · (192 / C)². At C = 192 the
 sample company's pairs are learned about twice as fast with it as with 5e-3; the square brings the rate near what is
 usual for full fine-tuning of models of a billion parameters (about 1e-4 at C = 2,048). Adapters take 5e-3 · 192 / C,
-which at C = 4,096 is the 2e-4 of QLoRA (arXiv:2305.14314, appendix B); DPO takes a tenth of either. With these two the
-house format of examples/house_format.py was learned, and taken back, in 30 and 40 steps.
+which at C = 4,096 is the 2e-4 of QLoRA (arXiv:2305.14314, appendix B); DPO takes a tenth of either, with which
+examples/preferences takes a habit back in 24 steps.
 
 **What is trained** may be all weights or adapters (adapters.py), **the objective** the answer's tokens or a preference
 between two answers (dpo.py); which examples come at which step is in tuning_batches.py.
