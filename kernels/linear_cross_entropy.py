@@ -199,7 +199,7 @@ class _EachRow(torch.autograd.Function):
 def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
     """Launch every kernel of this file, for proof.py; `cost(**EXAMPLE, …)` is its cost at the size of a real batch."""
     x = torch.zeros(tokens, 16, dtype=dtype, requires_grad=True)
-    weight = torch.zeros(EXAMPLE["vocabulary"] // 64, 16, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(EXAMPLE["vocabulary"] // 64 // 16 * 16, 16, dtype=dtype, requires_grad=True)
     loss: Any = _Sum.apply(x, weight, torch.zeros(tokens, dtype=torch.int64), None, True, (0.1, 1e-4))
     loss.backward()
 

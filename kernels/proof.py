@@ -75,6 +75,8 @@ class Compiled:
     threads: int
     products: str
     """The kinds of tensor-core instructions in it; empty if none."""
+    widest: int
+    """Bytes that a thread reads or writes of the card's memory at once, at best: 16 where nothing hinders it."""
 
 
 class PretendCard:
@@ -162,7 +164,14 @@ def _read(kernel: Any, arch: int) -> Compiled:
         stack=used["STACK"] + used["LOCAL"],
         threads=kernel.metadata.num_warps * 32,
         products=" ".join(word for sign, word in MATRIX.items() if sign in kernel.asm["ptx"]),
+        widest=_widest(kernel.asm["ptx"]),
     )
+
+
+def _widest(ptx: str) -> int:
+    plain = re.findall(r"\b(?:ld|st)\.global(?:\.[a-z_:0-9]+)*?(?:\.v([248]))?\.[bfus](\d+)\b", ptx)
+    ahead = re.findall(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?, 0x([0-9a-f]+)", ptx)
+    return max([int(n or 1) * int(bits) // 8 for n, bits in plain] + [int(n, 16) for n in ahead], default=0)
 
 
 def report(name: str, arch: int, tokens: int = 512, **options: Any) -> list[Compiled]:

@@ -62,20 +62,21 @@ def _resources(console: Console, name: str) -> None:
 
     from luthier.kernels.proof import CHIPS, report
 
-    columns = ("kernel", "chip", "threads", "shared memory", "of", "registers", "spilled bytes", "products")
+    columns = ("kernel", "chip", "threads", "shared memory", "of", "registers", "spilled bytes", "at once", "products")
     table = Table(*columns, box=None, padding=(0, 1), header_style="bold")
     settings: dict[str, str] = {}
     for arch, (card, most) in CHIPS.items():
         for kernel in report(name, arch):
             chip = Text(f"sm_{arch} ({card})")
-            numbers = (kernel.threads, kernel.shared, most, kernel.registers, kernel.stack)
+            numbers = (kernel.threads, kernel.shared, most, kernel.registers, kernel.stack, kernel.widest)
             table.add_row(kernel.name, chip, *(f"{n:,}" for n in numbers), kernel.products or "none")
             settings[f"{kernel.name} on sm_{arch}"] = kernel.settings
     console.print(table)
     _say(
         console,
         "\nA thread has 255 registers at most, a multiprocessor 65,536 for all its threads. Spilled bytes lie in "
-        "memory, a thread's own. Products: the tensor cores' instructions (mma, wgmma on sm_90, tcgen05 on sm_100).\n",
+        "memory, a thread's own. At once: bytes of the card's memory that a thread reads or writes, at best. Products: "
+        "the tensor cores' instructions (mma, wgmma on sm_90, tcgen05 on sm_100).\n",
     )
     for key, value in settings.items():
         if key.endswith("sm_90"):
