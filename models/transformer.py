@@ -40,6 +40,7 @@ from luthier.kernels.decode_attention import decode_attention
 from luthier.kernels.document_attention import Group, document_attention, document_groups
 from luthier.kernels.launch import use_triton
 from luthier.kernels.layer_norm import layer_norm
+from luthier.kernels.linear import linear
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
 from luthier.kernels.rms_norm import add_rms_norm, rms_norm
 from luthier.kernels.rope import frequencies, llama3_frequencies, rope, rope_table, yarn_frequencies, yarn_scale
@@ -60,13 +61,7 @@ class Cache:
     """
 
     def __init__(self, config: ModelConfig, first_B: Tensor, size: int, dtype: torch.dtype = torch.float32) -> None:
-        shape = (
-            config.num_hidden_layers,
-            len(first_B),
-            size,
-            config.num_key_value_heads,
-            config.head_size,
-        )
+        shape = (config.num_hidden_layers, len(first_B), size, config.num_key_value_heads, config.head_size)
         self.k, self.v = (torch.empty(shape, dtype=dtype, device=first_B.device) for _ in range(2))
         self.first_B = first_B
         self.length = 0
@@ -145,6 +140,9 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias=bias, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Leave the weight to `Transformer.init`; torch would draw it from the global generator."""

@@ -1,0 +1,73 @@
+"""oneDNN's products are those of `torch.nn.functional.linear`; it is taken only where it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.kernels import linear as module
+from luthier.kernels.linear import linear
+
+there = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a machine where oneDNN is faster; counts its calls."""
+    calls, product = [], module._product
+    monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(module, "_product", lambda *args: (calls.append(1), product(*args))[1])
+    return calls
+
+
+@there
+@pytest.mark.parametrize("rows", [(2, 64), (781,)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_equal_to_torch(
+    rows: tuple[int, ...],
+    bias: bool,
+    fast: list[int],
+    random: Callable[..., Tensor],
+    within_budget: Callable[..., None],
+) -> None:
+    """Values and gradients, through a slice of a wider tensor and a sum, whose gradient has no strides."""
+    given = [random(*rows, 40), random(123, 24, seed=1), *([random(123, seed=2)] if bias else [])]
+    for turn in (lambda y: y.sin(), lambda y: y.sum()):
+        within_budget(
+            lambda x, *rest, turn=turn: turn(linear(x[..., 8:32], *rest)),
+            lambda x, *rest, turn=turn: turn(F.linear(x[..., 8:32], *rest)),
+            given,
+        )
+    assert fast
+
+
+@there
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.zeros(63, 8), torch.zeros(4, 8)),
+        (torch.zeros(99, 8, dtype=torch.float64), torch.zeros(4, 8, dtype=torch.float64)),
+        (torch.zeros(0, 8), torch.zeros(4, 8)),
+        (torch.zeros(99, 8), torch.zeros(8, 4).T),
+    ],
+)
+def test_left_to_torch(x: Tensor, weight: Tensor, fast: list[int]) -> None:
+    assert linear(x, weight).shape == (len(x), 4)
+    with torch.no_grad():
+        linear(torch.zeros(99, 8), torch.zeros(4, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(torch.zeros(99, 8), torch.zeros(4, 8)).dtype == torch.bfloat16
+    assert not fast
+
+
+@there
+def test_a_frozen_weight_gets_no_gradient(fast: list[int], random: Callable[..., Any]) -> None:
+    x, weight = random(80, 16).float().requires_grad_(), random(9, 16, seed=1).float()
+    linear(x, weight).sum().backward()
+    assert len(fast) == 2 and weight.grad is None and x.grad is not None
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(80, 16))
