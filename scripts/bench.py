@@ -72,6 +72,9 @@ class Command:
     """A saved result: also print how each row changed since, and which changes are more than noise."""
     repeats: int = 5
     """Times each tool is measured; a slow one sits out after some seconds."""
+    seconds: float = 0.0
+    """Only training: most seconds of one run of quality; one that has not reached the loss by then is not equal. 0:
+    half an hour."""
     save: bool = False
     """Also write the JSON to docs/benchmarks/WHAT-HARDWARE-MONTH.json."""
 
@@ -113,6 +116,7 @@ def _arguments(command: Command, measure: Callable[..., Any]) -> dict[str, Any]:
         "sets": ("sets", command.sets),
         "peer": ("peer", command.peer),
         "repeats": ("repeats", command.repeats),
+        "seconds": ("seconds", command.seconds),
     }
     if "text" in known and len(command.text) < 2:  # one that measures on a single text
         flags["text"] = ("text", command.text[0] if command.text else None)
@@ -120,7 +124,7 @@ def _arguments(command: Command, measure: Callable[..., Any]) -> dict[str, Any]:
     for name, (flag, value) in flags.items():
         if value and name not in known:
             raise ConfigError(f"bench {command.what} takes no {'second ' * (flag == 'text')}--{flag}")
-    return {name: value for name, (_, value) in flags.items() if name in known}
+    return {name: value for name, (_, value) in flags.items() if name in known and (value or name != "seconds")}
 
 
 if __name__ == "__main__":

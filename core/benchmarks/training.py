@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -45,8 +46,16 @@ SHAPE |= {"num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings
 ROWS, CONTEXT, STEPS, TALKS = 8, 256, 4, 48
 
 
-def run(*, text: Path | None = None, only: Sequence[str] = (), peer: Sequence[str] = (), repeats: int = 3) -> list[Row]:
-    """All rows; `only` names groups. Raises ConfigError for a name or a peer that is none."""
+def run(
+    *,
+    text: Path | None = None,
+    only: Sequence[str] = (),
+    peer: Sequence[str] = (),
+    repeats: int = 3,
+    seconds: float = 1800.0,
+) -> list[Row]:
+    """All rows; `only` names groups, `seconds` is the most that a run of `quality` may take. Raises ConfigError for a
+    name or a peer that is none."""
     for name in only:
         if name not in GROUPS:
             raise ConfigError(
@@ -59,7 +68,7 @@ def run(*, text: Path | None = None, only: Sequence[str] = (), peer: Sequence[st
     if "quality" in groups and text is None:
         say("quality is left out: --text tinyshakespeare.txt")
     elif "quality" in groups and text is not None:
-        rows += _quality(text, paths.get("nanogpt"), repeats)
+        rows += _quality(text, paths.get("nanogpt"), repeats, seconds)
     for group, measure in (("loop", LOOPS), ("tuning", TUNERS)):
         if group in groups:
             rows += _race(group, measure, repeats)
@@ -69,10 +78,10 @@ def run(*, text: Path | None = None, only: Sequence[str] = (), peer: Sequence[st
 # ---------------------------------------------------------------- time to a quality
 
 
-def _quality(text: Path, nanogpt: str | None, repeats: int) -> list[Row]:
-    tools: dict[str, Callable[[], tuple[float, float]]] = {"ours": lambda: _recipe(text)}
+def _quality(text: Path, nanogpt: str | None, repeats: int, most: float) -> list[Row]:
+    tools: dict[str, Callable[[], tuple[float, float]]] = {"ours": lambda: _recipe(text, most)}
     if nanogpt:
-        tools["nanoGPT"] = lambda: _nanogpt(Path(nanogpt), text)
+        tools["nanoGPT"] = lambda: _nanogpt(Path(nanogpt), text, most)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in tools}
     for _ in range(repeats):
         for name, tool in tools.items():
@@ -89,21 +98,26 @@ def _quality(text: Path, nanogpt: str | None, repeats: int) -> list[Row]:
     )
 
 
-def _recipe(text: Path) -> tuple[float, float]:
-    """Seconds of examples/shakespeare from its command to its end, and the validation loss."""
+def _recipe(text: Path, most: float) -> tuple[float, float]:
+    """Seconds of examples/shakespeare from its command to its end, and the validation loss; infinite if cut off."""
     import json
 
     recipe = Path(__file__).resolve().parents[2] / "examples" / "shakespeare" / "train.py"
+    command = [sys.executable, recipe, text.resolve(), "build"]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run([sys.executable, recipe, text.resolve(), "build"], cwd=folder, check=True, stdout=sys.stderr)
+        try:
+            subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr, timeout=most)
+        except subprocess.TimeoutExpired:
+            return time.perf_counter() - started, float("inf")
         seconds = time.perf_counter() - started
         rows = [json.loads(line) for line in (Path(folder) / "build/model/metrics.jsonl").read_text().splitlines()]
     return seconds, [row["validation_loss"] for row in rows if "validation_loss" in row][-1]
 
 
-def _nanogpt(folder: Path, text: Path) -> tuple[float, float]:
-    """Seconds until nanoGPT's log shows the target, or of the whole run, and the validation loss then."""
+def _nanogpt(folder: Path, text: Path, most: float) -> tuple[float, float]:
+    """Seconds until nanoGPT's log shows the target, or of the whole run, and the validation loss then. A run that is
+    cut off after `most` seconds has the loss it had reached."""
     data = folder / "data" / "shakespeare_char"
     if not (data / "train.bin").is_file():
         (data / "input.txt").write_bytes(text.read_bytes())
@@ -112,12 +126,15 @@ def _nanogpt(folder: Path, text: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-u", "train.py", *NANO, f"--out_dir={out}"]
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            end = threading.Timer(most, process.terminate)
+            end.start()
             for line in process.stdout or ():
                 if shown := re.search(r"val loss (\d+\.\d+)", line):
                     loss = float(shown.group(1))
                 if loss <= TARGET:
                     process.terminate()
                     break
+            end.cancel()
     return time.perf_counter() - started, loss
 
 

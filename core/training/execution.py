@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -24,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from luthier.core.console import say
 from luthier.core.training.loop_config import LoopConfig, Precision
 
 __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
@@ -64,6 +66,9 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
     """How this run computes: what a checkpoint remembers and a resumed run must not change in silence."""
     device = device_of(model)
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and steps >= LONG_RUN)
+    if compiled and device.type == "cpu" and not has_compiler():
+        say("  compile      there is no C++ compiler (g++, clang++, or what CXX names): the layers run as they are")
+        compiled = False
     return {
         "threads": torch.get_num_threads(),
         "compile": "on" if compiled else "off",
@@ -71,6 +76,12 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
     }
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it translates into: a C++ compiler."""
+    named = os.environ.get("CXX", "")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"]))
 
 
 def kernels_of(device: torch.device) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from luthier.core.data.shards import open_shards, write_shards
 from luthier.core.errors import ConfigError
-from luthier.core.training.execution import FIRST_SCALE, rescale
+from luthier.core.training.execution import FIRST_SCALE, has_compiler, rescale
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import AdamW
 from luthier.core.training.pretrain import Given, PretrainConfig, prepare, pretrain
@@ -152,3 +152,28 @@ def test_a_missing_package_is_named_before_anything_is_made(shards, tmp_path, mo
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="bf16-pure' rounds by chance, which AdamW does"):
         PretrainConfig(precision="bf16-pure")
+
+
+def test_without_a_compiler_compile_says_so_and_runs_as_it_is(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not has_compiler()
+    monkeypatch.undo()  # PyTorch reads CXX once, when it first compiles
+    monkeypatch.setattr("luthier.core.training.execution.has_compiler", lambda: False)
+    pretrain(shards, tmp_path / "asked", replace(CONFIG, compile="on"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "compile  " in line]
+    assert len(told) == 1 and "no C++ compiler" in told[0]
+    pretrain(shards, tmp_path / "plain", CONFIG)
+    assert (losses(tmp_path / "asked") == losses(tmp_path / "plain")).all()
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_compiled_layers_learn_the_same_and_a_resumed_run_is_compiled_too(shards, tmp_path):
+    config = replace(CONFIG, steps=8, keep="every", evaluate_every=4)
+    pretrain(shards, tmp_path / "eager", config)
+    pretrain(shards, tmp_path / "compiled", replace(config, compile="on"))
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "eager"), rtol=1e-5)
+    (tmp_path / "cut").mkdir()
+    for until, compiled in ((6, "on"), (None, "auto")):  # started again, it does as its checkpoint says
+        again = replace(config, compile=compiled)
+        fit(folder=tmp_path / "cut", config=again, until=until, **prepare(again, Given((shards,))).arguments)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "compiled" / "metrics.jsonl").read_bytes()
