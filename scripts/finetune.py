@@ -37,7 +37,7 @@ class Command:
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder of the model to start from; an adapter's folder, too."""
+    """Folder of the model to start from; an adapter's folder, too; or hub:owner/name, which is then downloaded."""
     data: tyro.conf.Positional[tuple[Path, ...]]
     """Files of questions, conversations or preferences, or corpus folders that hold questions.jsonl."""
     replay: Path | None = None

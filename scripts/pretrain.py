@@ -41,7 +41,8 @@ class Command:
     tokenizer: Path | None = None
     """Folder of the tokenizer that made the shards; saved beside the weights."""
     base: Path | None = None
-    """Folder of a model to go on from, with its shape; without it, a new model is made."""
+    """Folder of a model to go on from, with its shape, or hub:owner/name, which is then downloaded; without it, a new
+    model is made."""
     embedding: Path | None = None
     """Folder of vectors of the same tokens, to start the embedding (and a tied head) from; without it, it starts at
     random. With a base model whose vocabulary grows: for its new rows; without it, each starts as the mean of the

@@ -87,7 +87,7 @@ def finetune(
     overwrite: bool = False,
     loss_of: LossOf | None = None,
 ) -> FinetuneSummary:
-    """Tune the model folder `model` (our own, or a Llama-like one of Hugging Face's) on `data`.
+    """Tune the model folder `model` (our own, a Llama-like one of Hugging Face's, or `hub:owner/name`) on `data`.
 
     `data` are questions files, or folders that hold questions.jsonl, and conversation files; `replay` is a folder of
     shards made with the tokenizer; `tokenizer` extends the model's own, which is the default, and the model grows.
@@ -98,8 +98,9 @@ def finetune(
     from luthier.core.training.examples import read_pairs, read_wordings
     from luthier.core.training.parallel import start_workers
     from luthier.core.training.runs import settings, write_run
+    from luthier.models.checkpoints import hub_folder
 
-    config, model, data = config or FinetuneConfig(), Path(model), [Path(path) for path in data]
+    config, model, data = config or FinetuneConfig(), hub_folder(model), [Path(path) for path in data]
     if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{model} is not a model folder: it has no config.json")
     check_curves(config)

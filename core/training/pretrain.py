@@ -84,11 +84,13 @@ def pretrain(
     ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
     """
     from luthier.core.training.parallel import start_workers
+    from luthier.models.checkpoints import hub_folder
 
     config = config or PretrainConfig()
     check_curves(config)
     folders = [shards] if isinstance(shards, str | Path) else list(shards)
-    given = Given(tuple(Path(f) for f in folders), _path(base), _path(vectors), _path(tokenizer or base))
+    base = None if base is None else hub_folder(base)
+    given = Given(tuple(Path(f) for f in folders), base, _path(vectors), _path(tokenizer or base))
     given.check(config)
     work = Artifact(out, "pretrain", settings(config), given.inputs(), overwrite=overwrite, caches=("tensorboard",))
     if work.done and not plan:
