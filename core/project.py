@@ -65,7 +65,8 @@ class ProjectConfig:
     """General text beside the corpus for tokenizer and pretraining: `python` is the documentation inside Python's own
     standard library, there on every machine."""
     stages: tuple[Verb, ...] = ()
-    """Stages that are run, in their usual order; none named: all."""
+    """Stages that are run, in their usual order; none named: all. What a stage that is not named would make is not
+    used, even where an earlier run made it: the others are then different work and are done anew."""
     base: str = ""
     """A Hugging Face model folder to fine-tune instead of pretraining a model; empty: pretrain."""
     extend: bool = False
@@ -440,7 +441,9 @@ def _all_steps(project: Project) -> Iterator[Step]:
 
     given = {"--corpus": [corpus] if corpus else [], "--index": [index] if index else [], "--questions": evaluation}
     models = [built("tuned")] if config.runs("finetune") else []
-    models = [built("model"), *models] if models or not project.base else [project.base, built("model")]
+    models = (
+        [project.base, built("model")] if project.base and config.extend and not models else [built("model"), *models]
+    )
     maps = [built(f"vectors-{m}") for m in config.vectors] if config.runs("train-vectors") else []
     yield step(
         "evaluate",

@@ -10,6 +10,7 @@ the wrong way, is MKL's in most shapes. GFLOP/s of one core of an AMD EPYC at 3.
 
 So on such a processor training calls oneDNN; everywhere else, where nothing is trained and in code that torch.compile
 makes, this is `torch.nn.functional.linear`. It depends on the machine alone: the same machine gives the same bits.
+oneDNN's product has first derivatives only: for `create_graph=True` and torch.func use `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def onednn_is_faster() -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # A frozen weight's gradient is not asked for: its input need not be kept
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, weight, bias)
 
     @staticmethod
@@ -50,7 +52,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
         dy = gradients[0].reshape(-1, len(weight))
-        dx = _product(dy, weight.T, None).view(x.shape) if for_x else None
+        dx = _product(dy, weight.T, None).view(*gradients[0].shape[:-1], weight.shape[1]) if for_x else None
         dW = dy.T @ x.reshape(-1, x.shape[-1]) if for_weight else None
         return dx, dW, dy.sum(0) if for_bias else None
 
@@ -75,5 +77,5 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         for t in (x, weight, bias)
         if t is not None
     )
-    many = plain and weight.is_contiguous() and x.numel() >= FEWEST_ROWS * x.shape[-1] > 0
-    return many and not torch.is_autocast_enabled("cpu")
+    fits = plain and weight.is_contiguous() and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
+    return fits and x.numel() >= FEWEST_ROWS * x.shape[-1] and not torch.is_autocast_enabled("cpu")

@@ -207,6 +207,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else None
         raise LoraError(f"{path}: peft_type {kind!r} is not supported, only 'LORA'")
+    if missing := [key for key in ("r", "lora_alpha") if not isinstance(raw.get(key), int | float)]:
+        raise LoraError(f"{path}: {missing[0]} is missing or no number")
     return raw
 
 

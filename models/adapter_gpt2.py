@@ -81,7 +81,7 @@ def gpt2_to_ours(tensors: dict[str, Tensor], raw: dict[str, Any]) -> tuple[dict[
     """
     raw, made = {**raw, "fan_in_fan_out": False}, {}
     own = gpt2_config({**raw, "use_rslora": raw.get("use_rslora", False)}, tensors)
-    tripled = bool(raw.get("rank_pattern")) and _same(raw, own)
+    tripled = bool(raw.get("rank_pattern")) and _same(raw, own) and _diagonal(tensors)
     if tripled:
         raw |= {"rank_pattern": {}, "alpha_pattern": {}}
     for key, tensor in tensors.items():
@@ -97,8 +97,23 @@ def gpt2_to_ours(tensors: dict[str, Tensor], raw: dict[str, Any]) -> tuple[dict[
 
 
 def _same(raw: dict[str, Any], own: dict[str, Any]) -> bool:
-    alphas = [d.get("alpha_pattern", {}).get("c_attn", 0.0) for d in (raw, own)]
-    return raw["rank_pattern"] == own.get("rank_pattern") and math.isclose(*alphas, rel_tol=1e-6)
+    given, made = ({**(settings.get("alpha_pattern") or {})} for settings in (raw, own))
+    if raw["rank_pattern"] != own.get("rank_pattern") or given.keys() != made.keys():
+        return False
+    return math.isclose(given["c_attn"], made["c_attn"], rel_tol=1e-6)
+
+
+def _diagonal(tensors: dict[str, Tensor]) -> bool:
+    """Whether every B of c_attn is zero beside its diagonal of three blocks, as three adapters of ours leave it."""
+    wide = [tensor for key, tensor in tensors.items() if key.endswith(f"attn.c_attn.{B}")]
+    beside = [
+        block
+        for tensor in wide
+        for i, rows in enumerate(tensor.chunk(3))
+        for j, block in enumerate(rows.chunk(3, dim=1))
+        if i != j
+    ]
+    return not any(bool(block.any()) for block in beside)
 
 
 def _cut(tensor: Tensor, end: str, tripled: bool) -> list[Tensor]:

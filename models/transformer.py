@@ -339,7 +339,8 @@ class Transformer(nn.Module):
         if first_BT is not None and not bool(first_BT.any()):
             first_BT = None
         window = window if window is not None and end > window else None
-        if first_BT is not None and document_BT is not None and window is None and not self._compiled():
+        one_by_one = document_BT is not None and document_BT.device.type == "cpu" and not self._compiled()
+        if first_BT is not None and document_BT is not None and one_by_one and window is None:
             return Places(position, cos, sin, groups=document_groups(document_BT))
         if window is not None:
             oldest_T = (place_T - window + 1).clamp(min=0)

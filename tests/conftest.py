@@ -47,7 +47,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _poisoned(make: Any) -> Any:
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         tensor = make(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+        if tensor.is_floating_point() and not tensor.is_meta:
+            tensor.detach().fill_(float("nan"))
+        return tensor
 
     return poisoned
 

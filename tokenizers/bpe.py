@@ -165,7 +165,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other (special tokens as ordinary text), and where each text starts:
         text i is `ids[offsets[i] : offsets[i + 1]]`. The threads share long texts, too."""
-        return self._encode_texts(texts, self.added_tokens, num_threads)
+        return self._encode_texts(texts, self.added_tokens, max(1, num_threads))
 
     def encode_dropout(self, text: str, dropout: float = 0.1, seed: int = 0) -> Ids:
         """Ids of `text` with merges left out at random, each with probability `dropout` each time it could be made

@@ -88,7 +88,8 @@ class Encoder:
             with ThreadPoolExecutor(num_threads) as pool:
                 return joined(list(pool.map(lambda share: self._encode_share(share, pattern), shares)), ends)
         ids, offsets, k = np.empty(sum(map(len, texts)) + 2, np.int32), np.zeros(len(texts) + 1, np.int64), 0
-        for share in shares:  # without several threads all of them are lists of texts
+        for share in shares:  # without several threads no text is cut
+            assert isinstance(share, list)
             data, starts, begins = cut(share, pattern)
             done = int(offsets[k])
             if len(ids) < done + len(data) + 2:

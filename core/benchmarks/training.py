@@ -128,13 +128,15 @@ def _nanogpt(folder: Path, text: Path, most: float) -> tuple[float, float]:
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
             end = threading.Timer(most, process.terminate)
             end.start()
-            for line in process.stdout or ():
-                if shown := re.search(r"val loss (\d+\.\d+)", line):
-                    loss = float(shown.group(1))
-                if loss <= TARGET:
-                    process.terminate()
-                    break
-            end.cancel()
+            try:
+                for line in process.stdout or ():
+                    if shown := re.search(r"val loss (\d+\.\d+)", line):
+                        loss = float(shown.group(1))
+                    if loss <= TARGET:
+                        break
+            finally:
+                end.cancel()
+                process.terminate()
     return time.perf_counter() - started, loss
 
 

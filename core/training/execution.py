@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -67,7 +68,9 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
     device = device_of(model)
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and steps >= LONG_RUN)
     if compiled and device.type == "cpu" and not has_compiler():
-        say("  compile      there is no C++ compiler (g++, clang++, or what CXX names): the layers run as they are")
+        say(
+            "  compile      there is no C++ compiler (g++, on macOS clang++, or what CXX names): layers run as they are"
+        )
         compiled = False
     return {
         "threads": torch.get_num_threads(),
@@ -79,9 +82,8 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds what it translates into: a C++ compiler."""
-    named = os.environ.get("CXX", "")
-    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"]))
+    """Whether torch.compile finds what it translates into: the C++ compiler that it looks for."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
 def kernels_of(device: torch.device) -> str:

@@ -194,6 +194,8 @@ def prepare(
     use_machine(config.threads)
     workers = workers or Workers()
     tokenizer, model = _tokenizer(spelling, config), open_base(folder, spelling)
+    if config.quantize != "none" and config.objective != "dpo":
+        adapt(model, config)  # on the CPU: a card may hold the weights in four bits only
     if torch.cuda.is_available():
         model.to("cuda")
     row = min(config.context, model.config.max_position_embeddings)
@@ -208,7 +210,8 @@ def prepare(
         objective = {"loss_of": dpo_loss(config.beta), "count_of": pairs_in}
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
-    adapt(model, config)
+    if config.quantize == "none" or config.objective == "dpo":
+        adapt(model, config)
     shard(model, workers, _optimizer(config))
     return {
         "model": model,

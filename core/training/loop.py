@@ -48,6 +48,7 @@ from luthier.core.training.execution import (
     autocast,
     choices,
     device_of,
+    has_compiler,
     matmul_speed,
     memory_used,
     prepare_model,
@@ -344,6 +345,11 @@ def _choices(folder: Path, model: torch.nn.Module, config: LoopConfig, steps: in
     agree(state, made, forced, found, config.allow_inexact)
     made |= {name: state[name] for name in ("threads", "compile") if name in state and name not in forced}
     torch.set_num_threads(made["threads"])
+    if made["compile"] == "on" and device_of(model).type == "cpu" and not has_compiler():
+        raise TrainingError(
+            f"{found} was written by compiled layers, and there is no C++ compiler here (g++, on macOS clang++, or "
+            "what CXX names)\nInstall one, or go on otherwise: --compile off --allow-inexact."
+        )
     return made
 
 

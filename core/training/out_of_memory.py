@@ -45,15 +45,20 @@ def memory_told(config: Any) -> Iterator[None]:
 
 def _advice(config: Any) -> str:
     """The settings that lower what a run holds, from what costs nothing to what makes another model."""
-    rows = config.micro_batch or config.batch_size
+    tuned = hasattr(config, "lora_rank")
+    # A tuning batch is examples, packed into fewer rows: how many is known where they are packed.
+    rows = config.micro_batch or (0 if tuned else config.batch_size)
     same = [f"--micro-batch {rows // 2} (rows at once, now {rows})"] if rows > 1 else []
+    same += ["--micro-batch 1 (rows at once, now all of a batch)"] if not rows else []
     same += [] if config.recompute else ["--recompute"]
     other = [f"--context {config.context // 2} (now {config.context})"] if config.context > 32 else []
-    if hasattr(config, "lora_rank"):
+    whole = config.parallel != "fsdp"  # which takes neither NF4 nor states of one byte
+    if tuned:
         other += [] if config.lora_rank else ["--lora-rank 8"]
-        other += ["--quantize nf4"] if config.lora_rank and config.quantize == "none" else []
+        other += ["--quantize nf4"] if config.lora_rank and config.quantize == "none" and whole else []
     else:
-        other += ["--optimizer adamw-8bit"] if config.optimizer != "adamw-8bit" else []
+        fits = whole and config.precision != "bf16-pure" and config.optimizer != "adamw-8bit"
+        other += ["--optimizer adamw-8bit"] if fits else []
         other += ["a smaller --model"]
     first = f"The same result with less: {', '.join(same)}. " if same else ""
     return f"{first}Another one: {', '.join(other)}."

@@ -62,3 +62,23 @@ def test_shapes_that_do_not_fit() -> None:
     q, k = torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 3, 8)
     with pytest.raises(ValueError, match="K a divisor of 4"):
         document_attention(q, k, k, document_groups(torch.zeros(1, 4, dtype=torch.int64)))
+
+
+def test_only_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another device without Triton, PyTorch's attention with a mask does the work."""
+    from luthier.models import transformer as module
+    from luthier.models.config import preset
+
+    def refuse(document_BT: Tensor) -> None:
+        raise AssertionError("documents were grouped")
+
+    monkeypatch.setattr(module, "document_groups", refuse)
+    model = module.Transformer(preset("demo", vocab_size=50))
+    ids = torch.zeros(1, 8, dtype=torch.int64)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
+    with pytest.raises(AssertionError, match="grouped"):
+        model.loss(ids, ids, document_BT=documents)
+    model.to("meta")
+    with pytest.raises(Exception) as error:  # the meta device has no values to look at: it is stopped elsewhere
+        model.loss(ids.to("meta"), ids.to("meta"), document_BT=documents.to("meta"))
+    assert "grouped" not in str(error.value)

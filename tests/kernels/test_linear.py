@@ -71,3 +71,26 @@ def test_a_frozen_weight_gets_no_gradient(fast: list[int], random: Callable[...,
     linear(x, weight).sum().backward()
     assert len(fast) == 2 and weight.grad is None and x.grad is not None
     torch.testing.assert_close(x.grad, weight.sum(0).expand(80, 16))
+
+
+@there
+def test_a_frozen_weight_keeps_no_input(fast: list[int]) -> None:
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    x, weight = torch.ones(128, 16, requires_grad=True), torch.ones(4, 16)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        y = linear(x, weight)
+    y.sum().backward()
+    assert fast and kept == [weight.numel()]
+    torch.testing.assert_close(x.grad, torch.full_like(x, 4.0))
+
+
+@there
+def test_another_width_is_torchs_error(fast: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.ones(128, 8), torch.ones(4, 16, requires_grad=True))
+    assert not fast

@@ -284,3 +284,26 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(LoraError, match=r"no adapter_config.json"):
         load_adapter(model_of(), tmp_path / "a")
+
+
+def test_a_dense_product_of_theirs_is_not_taken_for_three_of_ours():
+    """Three times the rank for c_attn is what we write, but others may choose it for an adapter of their own."""
+    from luthier.models.adapter_gpt2 import THEIRS, gpt2_to_ours
+
+    place, r, c = f"{THEIRS}0.attn.c_attn", 2, 8
+    raw = {
+        "r": r,
+        "lora_alpha": 4,
+        "use_rslora": False,
+        "rank_pattern": {"c_attn": 3 * r},
+        "alpha_pattern": {"c_attn": 12},
+    }
+    blocks = {
+        f"{place}.lora_A.weight": torch.randn(3 * r, c),
+        f"{place}.lora_B.weight": torch.block_diag(*torch.randn(3, c, r)),
+    }
+    assert not gpt2_to_ours(blocks, raw)[1]["rank_pattern"]
+    other = {**raw, "alpha_pattern": {"c_attn": 12, "c_fc": 9}}
+    assert gpt2_to_ours(blocks, other)[1]["alpha_pattern"] == other["alpha_pattern"]
+    dense = {**blocks, f"{place}.lora_B.weight": torch.randn(3 * c, 3 * r)}
+    assert gpt2_to_ours(dense, raw)[1]["rank_pattern"] == {"c_attn": 3 * r}  # which is refused where it is read

@@ -183,7 +183,7 @@ def with_added(tokenizer) -> Tokenizer:
     )
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
 def test_batch(tokenizer, with_added, num_threads, monkeypatch):
     monkeypatch.setattr("luthier.tokenizers.shares.SMALLEST", 100)
     texts = [
