@@ -85,6 +85,7 @@ class Encoder:
             return self.encode_cut(*cut(texts, pattern))
         shares, ends = share_out(texts, num_threads, pattern)
         if num_threads > 1 and len(shares) > 1:
+            self._set_desks(min(num_threads, len(shares)))
             with ThreadPoolExecutor(num_threads) as pool:
                 return joined(list(pool.map(lambda share: self._encode_share(share, pattern), shares)), ends)
         ids, offsets, k = np.empty(sum(map(len, texts)) + 2, np.int32), np.zeros(len(texts) + 1, np.int64), 0
@@ -134,6 +135,12 @@ class Encoder:
                 desk = self._desk(self._cache() if full else _larger(desk.cache), desk.room)
                 used = self._desk(desk.cache, used.room)
         self._desks.append(desk)
+
+    def _set_desks(self, count: int) -> None:
+        """Have a desk for each of so many threads; a new one knows the pieces that another one has met."""
+        desks = [self._desks.pop()] if 0 < len(self._desks) < count else []
+        desks += [self._desk(_same_words(desks[0].cache)) for _ in range(count - 1 - len(self._desks)) if desks]
+        self._desks += desks
 
     def _desk(self, cache: _Words | None = None, room: _Room | None = None) -> _Desk:
         cache, room = cache or self._cache(), room or _room(128)
@@ -441,10 +448,23 @@ def _aligned(size: int) -> npt.NDArray[np.uint64]:
 def _larger(old: _Words) -> _Words:
     """A table with twice the room that holds the same."""
     new = _words(len(old.slots) // 2, len(old.letters))
-    _, letters, ids = new.used[:] = old.used
-    new.letters[:letters], new.ids[:ids] = old.letters[:letters], old.ids[:ids]
+    _copy_texts(old, new)
     _rehash(old.slots, new.slots)
     return new
+
+
+def _same_words(old: _Words) -> _Words:
+    """A copy of a table."""
+    slots = len(old.slots) // 4
+    new = _words(slots, len(old.letters) - slots * LETTERS)
+    _copy_texts(old, new)
+    new.slots[:] = old.slots
+    return new
+
+
+def _copy_texts(old: _Words, new: _Words) -> None:
+    _, letters, ids = new.used[:] = old.used
+    new.letters[:letters], new.ids[:ids] = old.letters[:letters], old.ids[:ids]
 
 
 @_outer

@@ -343,3 +343,14 @@ def test_vocabularies_that_are_none():
         Tokenizer(every, [(97, 256)])
     with pytest.raises(VocabularyError, match="out of range"):
         Tokenizer(every, [], special_tokens={"<x>": 256})
+
+
+def test_a_second_thread_knows_what_the_first_has_met(tokenizer, monkeypatch):
+    monkeypatch.setattr("luthier.tokenizers.shares.SMALLEST", 100)
+    texts, encoder = [TEXT] * 9, tokenizer._encoder
+    tokenizer.forget()
+    ids, _ = tokenizer.encode_batch(texts)
+    met = int(encoder._desks[0].cache.used[0])
+    assert tokenizer.encode_batch(texts, 2)[0].tolist() == ids.tolist()
+    assert [int(desk.cache.used[0]) for desk in encoder._desks] == [met, met]
+    assert not any(np.shares_memory(a, b) for a, b in zip(*(desk.cache for desk in encoder._desks), strict=True))
