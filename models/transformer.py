@@ -339,17 +339,18 @@ class Transformer(nn.Module):
         if first_BT is not None and not bool(first_BT.any()):
             first_BT = None
         window = window if window is not None and end > window else None
-        one_by_one = document_BT is not None and document_BT.device.type == "cpu" and not self._compiled()
-        if first_BT is not None and document_BT is not None and one_by_one and window is None:
+        if first_BT is not None and document_BT is not None and window is None and self._one_by_one(document_BT):
             return Places(position, cos, sin, groups=document_groups(document_BT))
         if window is not None:
             oldest_T = (place_T - window + 1).clamp(min=0)
             first_BT = oldest_T[None] if first_BT is None else torch.maximum(first_BT, oldest_T)
         return Places(position, cos, sin, None if first_BT is None else visible(first_BT, end))
 
-    def _compiled(self) -> bool:
-        """Whether layers are compiled: for them groups of another size each time would be new shapes."""
-        return torch.compiler.is_compiling() or any(layer._compiled_call_impl is not None for layer in self.layers)
+    def _one_by_one(self, document_BT: Tensor) -> bool:
+        """Whether documents are attended to one by one: on a CPU, unless layers are compiled, for which groups of
+        another size each time would be new shapes."""
+        compiled = torch.compiler.is_compiling() or any(layer._compiled_call_impl is not None for layer in self.layers)
+        return document_BT.device.type == "cpu" and not compiled
 
     def _seen_on_card(self, places: Places, first_BT: Tensor | None, end: int, cache: Cache | None) -> Places:
         """The same for Triton: no mask, and one new token a row by the kernel that splits the cache."""

@@ -74,11 +74,7 @@ def encode_in_batches(encode: Callable[[Sequence[str]], Encoded], texts: Sequenc
             parts = list(pool.map(encode, batches))
     else:
         parts = list(map(encode, batches))
-    ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
-    for part, starts in parts:
-        ids.append(part)
-        offsets.append(starts[1:] + offsets[-1][-1])
-    return np.concatenate(ids), np.concatenate(offsets)
+    return joined(parts, range(1, len(texts) + 1))
 
 
 def _parts(data: npt.NDArray[np.uint8], size: int, pattern: str) -> Iterator[npt.NDArray[np.uint8]]:

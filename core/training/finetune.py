@@ -194,8 +194,8 @@ def prepare(
     use_machine(config.threads)
     workers = workers or Workers()
     tokenizer, model = _tokenizer(spelling, config), open_base(folder, spelling)
-    if config.quantize != "none" and config.objective != "dpo":
-        adapt(model, config)  # on the CPU: a card may hold the weights in four bits only
+    if config.objective != "dpo":  # before a card gets the weights: it may hold them in four bits only
+        adapt(model, config)
     if torch.cuda.is_available():
         model.to("cuda")
     row = min(config.context, model.config.max_position_embeddings)
@@ -207,11 +207,10 @@ def prepare(
 
         with workers.main_first():
             batch_at = preference_batches(config, found, tokenizer, row, model, keep and keep / REFERENCE)
+        adapt(model, config)  # after the reference, which is the model as it was
         objective = {"loss_of": dpo_loss(config.beta), "count_of": pairs_in}
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
-    if config.quantize == "none" or config.objective == "dpo":
-        adapt(model, config)
     shard(model, workers, _optimizer(config))
     return {
         "model": model,
