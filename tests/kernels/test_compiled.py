@@ -9,6 +9,8 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -26,8 +28,10 @@ PRODUCTS = {
 INSTRUCTION = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 # Bytes a thread may keep in memory for want of registers; none where nothing is said. The gradients of keys and values
 # fill half of all registers, so the rest, used once a tile, goes out. The symmetric product spills after its loop,
-# where a tile and its mirror image are written (sm_100, Triton 3.6: 616).
-SPILLS = {"forward": 32, "backward_key": 320, "backward_query": 64, "symmetric": 640}
+# where a tile and its mirror image are written.
+SPILLS = {"forward": 32, "backward_key": 320, "backward_query": 64, "symmetric": 512}
+SPILLS_OF_OLD = {("symmetric", 100): 640}  # Triton 3.6
+OLD = find_spec("triton") is not None and version("triton").startswith("3.6.")
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="here nothing is compiled")
 
@@ -40,7 +44,8 @@ def test_resources(name: str, arch: int, proof: Callable[[], list[Compiled]]) ->
     assert found
     for kernel in found:
         assert kernel.shared <= CHIPS[arch][1], kernel
-        assert kernel.stack <= SPILLS.get(kernel.name, 0), kernel
+        stated = SPILLS.get(kernel.name, 0)
+        assert kernel.stack <= (SPILLS_OF_OLD.get((kernel.name, arch), stated) if OLD else stated), kernel
         assert kernel.registers <= 255 and kernel.registers * kernel.threads <= 65536, kernel
         assert kernel.widest == 16, kernel
         if kernel.name in PRODUCTS.get(name, ()):
