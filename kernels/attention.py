@@ -338,6 +338,8 @@ def _check(
 ) -> None:  # fmt: skip
     """Raises ValueError, naming the argument, for what does not fit together."""
     check_together("attention", q=q, k=k, v=v)
+    if not torch.is_autocast_enabled(q.device.type):  # which makes PyTorch's inputs equal
+        _check_dtypes(q, k, v)
     if q.dim() != 4 or k.dim() != 4:
         raise ValueError(f"attention: q, k and v must be [B, T, H, D]; found q {tuple(q.shape)}, k {tuple(k.shape)}")
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
@@ -378,10 +380,14 @@ def _check(
             )
 
 
+def _check_dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not q.dtype == k.dtype == v.dtype:
+        raise LaunchError(f"attention: q is {q.dtype}, k is {k.dtype}, v is {v.dtype}; they must be equal")
+
+
 def _check_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What the Triton kernels can take."""
     check_floats("attention", q=q, k=k, v=v)
-    if not q.dtype == k.dtype == v.dtype:
-        raise LaunchError(f"attention: q is {q.dtype}, k is {k.dtype}, v is {v.dtype}; they must be equal")
+    _check_dtypes(q, k, v)
     if not 1 <= q.shape[-1] <= 256:
         raise LaunchError(f"attention: head_dim is {q.shape[-1]}; the kernel takes 1 to 256, impl='torch' any")

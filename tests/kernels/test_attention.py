@@ -148,6 +148,14 @@ def test_wrong_arguments_are_named(options: dict[str, Any], named: str) -> None:
         attention(x, x, x, **options)
 
 
+def test_dtypes_that_differ_are_named() -> None:
+    x = torch.ones(1, 6, 1, 4)
+    with pytest.raises(ValueError, match=r"q is torch\.float64, k is torch\.float32"):
+        attention(x.double(), x, x, impl="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(x.bfloat16(), x, x, impl="torch").dtype == torch.bfloat16
+
+
 # ---------------------------------------------------------------- the Triton kernels, on a card or interpreted
 
 
