@@ -98,10 +98,17 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last one is on disk. TrainingError if it could not be written."""
+        """Until the last one is on disk, under its name, for all processes; none deletes what another still reads.
+
+        TrainingError if it could not be written.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self.group is not None:
+            import torch.distributed as dist
+
+            dist.barrier(self.group)
         if self._error is not None:
             error, self._error = self._error, None
             last = newest(self.folder)

@@ -46,6 +46,49 @@ for kind, optimizer in (("ddp", "muon"), ("fsdp", "adamw")):
     fit(folder=other, config=config, workers=workers, until=9, **run)
 """
 
+# One process is slow to give a checkpoint its name, the other to read it; held-out loss grows from 1, and the sixth step
+# is a spike: each goes back to step 4, and ends with the weights of step 0, which is deleted when both have read it.
+SLOW = f"""
+import time
+from pathlib import Path
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from luthier.core.training import loop
+from luthier.core.training.parallel import start_workers
+from luthier.core.training.pretrain import Given, PretrainConfig, prepare
+
+workers = start_workers("ddp")
+rename, read, losses, norms = Path.rename, FileSystemReader.read_data, iter(range(1, 99)), iter(range(99))
+
+def slow_rename(path, target):
+    time.sleep(0.5 if path.name == ".step.writing" else 0)
+    return rename(path, target)
+
+def slow_read(*arguments):
+    time.sleep(0 if workers.main else 0.5)
+    return read(*arguments)
+
+Path.rename, FileSystemReader.read_data = slow_rename, slow_read
+loop.evaluate_loss = lambda *_, **__: float(next(losses))
+loop.is_spike = lambda *_: next(norms) == 5
+settings = dict({SETTINGS})
+config = PretrainConfig(**{{**settings, "keep": "best", "on_spike": "rollback"}}, optimizer="adamw", micro_batch=2)
+run = prepare(config, Given((Path("shards"),)), workers).arguments
+slow = Path("slow")
+slow.mkdir(exist_ok=True)
+workers.wait()
+loop.fit(folder=slow, config=config, workers=workers, **run)
+torch.save(run["model"].state_dict(), f"slow-{{int(workers.main)}}.pt")
+"""
+
+
+def torchrun(folder, program):
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-4000:]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -53,11 +96,7 @@ def place(tmp_path_factory):
     random = np.random.Generator(np.random.PCG64(0))
     documents = [np.sort(random.integers(0, 60, size)) for size in random.integers(20, 90, 40)]
     write_shards(folder / "shards", documents, documents[:3], vocab_size=64, eos_id=63)
-    (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert not done.returncode, done.stderr[-4000:]
+    torchrun(folder, PROGRAM)
     before = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -102,6 +141,15 @@ def test_two_processes_checkpoints_load_in_one(place, kind, optimizer):
     assert done.resumed_at == 8
     alone, both = (numbers(place / f"{n}-{kind}" / "metrics.jsonl")[0] for n in ("other", "two"))
     np.testing.assert_allclose(alone, both, rtol=1e-5)
+
+
+def test_processes_wait_for_one_another_at_checkpoints(place):
+    torchrun(place, SLOW)
+    ours, main = (torch.load(place / f"slow-{number}.pt") for number in (0, 1))
+    assert all(torch.equal(ours[name], main[name]) for name in main)
+    config = eval(f"PretrainConfig({SETTINGS})", {"PretrainConfig": PretrainConfig})
+    fresh = prepare(config, Given((place / "shards",))).arguments["model"].state_dict()
+    assert all(torch.equal(fresh[name], main[name]) for name in main)
 
 
 def test_shares_are_all_rows_once():
