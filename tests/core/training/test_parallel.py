@@ -46,8 +46,8 @@ for kind, optimizer in (("ddp", "muon"), ("fsdp", "adamw")):
     fit(folder=other, config=config, workers=workers, until=9, **run)
 """
 
-# One process is slow to give a checkpoint its name, the other to read it; held-out loss grows from 1, and the sixth step
-# is a spike: each goes back to step 4, and ends with the weights of step 0, which is deleted when both have read it.
+# One process is slow to give a checkpoint its name, the other to read it. Held-out loss grows from 1, and the sixth
+# step is a spike: both go back to step 4, and end with the weights of step 0, which is deleted when both have read it.
 SLOW = f"""
 import time
 from pathlib import Path
