@@ -68,6 +68,9 @@ class Command:
     peer: Annotated[tuple[str, ...], Often] = ()
     """NAME=PATH of what to race too. vectors: word2vec, fasttext, or glove (the folder of its build). model: litgpt
     (the folder it was installed into) or nanogpt (its model.py). training: nanogpt (a checkout's folder)."""
+    keep: Path | None = None
+    """Only vectors: file of the runs of quality. A run that it holds is not made again, so that an hour's work can be
+    stopped and goes on."""
     against: Path | None = None
     """A saved result: also print how each row changed since, and which changes are more than noise."""
     repeats: int = 5
@@ -115,6 +118,7 @@ def _arguments(command: Command, measure: Callable[..., Any]) -> dict[str, Any]:
         "own": ("with", command.own or None),
         "sets": ("sets", command.sets),
         "peer": ("peer", command.peer),
+        "keep": ("keep", command.keep),
         "repeats": ("repeats", command.repeats),
         "seconds": ("seconds", command.seconds),
     }

@@ -47,16 +47,19 @@ def gensim_version() -> str:
     return f"gensim {metadata.version('gensim')}"
 
 
-def binary(name: str, path: Path, corpus: Path, sg: bool, threads: int, max_n: int = 0) -> Callable[[int], Any]:
-    """A function that runs a program for so many passes. word2vec.c is given the text so many times: one of its
-    versions in use forgets to look past the end of the file again and makes one pass whatever `-iter` says."""
+def binary(
+    name: str, path: Path, corpus: Path, sg: bool, threads: int, max_n: int = 0, more: Sequence[Any] = ()
+) -> Callable[[int], Any]:
+    """A function that runs a program for so many passes; `more` are flags for fastText. word2vec.c is given the text so
+    many times: one of its versions in use forgets to look past the end of the file again and makes one pass whatever
+    `-iter` says."""
     out = corpus.with_name(f"{name}.out")
     if name == "word2vec":
         given = ["-size", SIZE, "-window", WINDOW, "-negative", NEGATIVE, "-hs", 0, "-sample", "1e-3", "-iter", 1]
         given += ["-threads", threads, "-min-count", 1, "-cbow", int(not sg), "-binary", 1, "-output", out]
         return lambda n: call([path, "-train", _times(corpus, n), *given])
     given = ["-output", out, "-dim", SIZE, "-ws", WINDOW, "-neg", NEGATIVE, "-t", "1e-3", "-thread", threads]
-    given += ["-minCount", 1, "-minn", 3 if max_n else 0, "-maxn", max_n, "-bucket", 2_000_000 if max_n else 1]
+    given += ["-minCount", 1, "-minn", 3 if max_n else 0, "-maxn", max_n, "-bucket", 2_000_000 if max_n else 1, *more]
     return lambda n: call([path, "skipgram" if sg else "cbow", "-input", corpus, *given, "-epoch", n])
 
 

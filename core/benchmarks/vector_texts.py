@@ -38,6 +38,11 @@ class Source(NamedTuple):
             cut += [document[at : at + SENTENCE] for at in range(0, len(document), SENTENCE)]
         return cut
 
+    def write(self, path: Path) -> Path:
+        """The sentences in a file, one a line, for the programs."""
+        path.write_text("\n".join(" ".join(s) for s in self.sentences()) + "\n", encoding="utf-8")
+        return path
+
     def first(self, most: int) -> Source:
         """The first words of the text, with a vocabulary of what occurs in them."""
         if len(self.rows) <= most:

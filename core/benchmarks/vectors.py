@@ -7,7 +7,8 @@
     glove       counting pairs, ours from word numbers in memory, theirs from the text; then pairs a second of training.
                 Equal: the loss after one iteration is at most 2% above theirs
     quality     the scores on --sets of ours and of gensim's, as many paired seeds as --repeats says (10 for a claim),
-                by how many words share their noise; see vector_quality.py
+                by number of threads and by how many words share their noise, and with n-grams those of fastText's;
+                with --keep FILE it can be stopped and goes on; see vector_quality.py
     memory      the most bytes a fresh process held while it trained on the text, one pass
     nearest     the ten tokens nearest to one; equal: the same cosines within 1e-4
 
@@ -75,9 +76,11 @@ def run(
     sets: Sequence[Path] = (),
     peer: Sequence[str] = (),
     repeats: int = 5,
+    keep: Path | None = None,
 ) -> list[Row]:
     """All rows. `texts` are the files to learn from, by default Python's own documentation; `own` is FILE.py:FUNCTION,
-    called with a `Source` and a seed, which makes one pass of skip-gram and returns the vectors. Raises InputError for
+    called with a `Source` and a seed, which makes one pass of skip-gram and returns the vectors; `keep` the file
+    that holds each run of quality (vector_quality.py). Raises InputError for
     a text without words that occur often enough, ConfigError for a group, function or peer that is none."""
     for name in only:
         if name not in GROUPS:
@@ -90,14 +93,14 @@ def run(
     source = whole.first(WORDS)
     say(f"{source.name}: {len(whole.rows):,} words, {len(whole.counts):,} different ones")
     with tempfile.TemporaryDirectory() as folder:
-        corpus = _write(source, Path(folder) / "corpus.txt")
+        corpus = source.write(Path(folder) / "corpus.txt")
         groups: dict[str, Callable[[], list[Row]]] = {
             "speed": lambda: _speed(source, corpus, paths, repeats, users),
             "ngrams": lambda: _ngrams(
                 whole.first(WORDS // 2), Path(folder) / "half.txt", paths.get("fasttext"), repeats
             ),
             "glove": lambda: _glove(source, corpus, paths.get("glove"), repeats),
-            "quality": lambda: list(quality(whole, given, max(repeats, 2), users)),
+            "quality": lambda: list(quality(whole, given, max(repeats, 2), users, paths.get("fasttext"), keep)),
             "memory": lambda: _memory(source),
             "nearest": lambda: _nearest(source, repeats),
         }
@@ -144,7 +147,7 @@ def _ngrams(source: Source, corpus: Path, fasttext: Path | None, repeats: int) -
         calls: dict[str, Callable[[], float]] = {}
         calls["ours"] = lambda t=threads: _pass(source, Word2VecSettings(workers=t, **settings))
         if fasttext:
-            passes = binary("fasttext", fasttext, _write(source, corpus), True, threads, NGRAM)
+            passes = binary("fasttext", fasttext, source.write(corpus), True, threads, NGRAM)
             calls["fasttext"] = lambda p=passes: less(p)
         unit = f"{threads} thread{'s' * (threads > 1)}"
         rows += _in_turn(f"skip-gram {SIZE} with n-grams of 3 to {NGRAM}, {unit}", source, calls, repeats, "ngrams")
@@ -154,11 +157,6 @@ def _ngrams(source: Source, corpus: Path, fasttext: Path | None, repeats: int) -
 def _pass(source: Source, settings: Word2VecSettings) -> float:
     training = Word2Vec(source.rows, source.offsets, source.counts, settings, source.words)
     return seconds(training.train)
-
-
-def _write(source: Source, path: Path) -> Path:
-    path.write_text("\n".join(" ".join(s) for s in source.sentences()) + "\n", encoding="utf-8")
-    return path
 
 
 def _in_turn(

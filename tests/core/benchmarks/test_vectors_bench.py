@@ -7,13 +7,15 @@ from luthier.core.benchmarks import vector_peers, vector_quality
 from luthier.core.benchmarks import vectors as bench
 from luthier.core.benchmarks.vector_texts import read_source
 from luthier.core.errors import ConfigError
+from luthier.core.evaluation.word_sets import read_word_set
 
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     for module in (bench, vector_peers, vector_quality):
         monkeypatch.setattr(module, "SIZE", 16)
-    monkeypatch.setattr(vector_quality, "SHARED", (1, 4))
+    monkeypatch.setattr(vector_quality, "SHARED", (0, 4))
+    monkeypatch.setattr(vector_quality, "thread_counts", lambda: [1])
     rng = np.random.default_rng(0)
     words = [f"w{a}x" for a in "abcdefghijklmnop" for a in (a + b for b in "abcdefghijklmnop")]
     drawn = np.minimum(rng.geometric(0.01, 20_000) - 1, len(words) - 1)
@@ -43,11 +45,34 @@ def test_every_group_but_the_slow_ones_gives_rows(text):
     assert {row["group"] for row in rows} == {"speed", "ngrams", "glove", "quality", "nearest"}
     assert all(row["ours"] is not None for row in rows)
     kinds = [row["case"].split(" (")[0] for row in rows if row["group"] == "quality"]
-    assert kinds == ["pairs similarity"] * 3
-    cases = "".join(row["case"] for row in rows if row["group"] == "quality")
-    assert all(label in cases for label in ("1 share, 2 seeds", "4 share", "vectors (own.py)"))
+    cases = [row["case"].partition("), ")[2].split(", 2 seeds")[0] for row in rows if row["group"] == "quality"]
+    one, share = [f"{kind}, 1 thread" for kind in ("skip-gram", "CBOW")], "skip-gram, 0 share"
+    assert kinds == ["pairs similarity"] * 6
+    assert cases == [one[0], share, "skip-gram, 4 share", one[1], "CBOW, 4 share", "vectors (own.py)"]
     assert "vectors (own.py)" in {row["peer"] for row in rows if row["group"] == "speed"}
     assert all(row["equal"] for row in rows if row["group"] != "quality")
+
+
+def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
+    source, keep = read_source([text / "text.txt"]), text / "seeds.jsonl"
+    sets, trained = [read_word_set(text / "pairs.tsv")], []
+
+    def train(source, seed):
+        trained.append(seed)
+        return np.random.default_rng(seed).normal(size=(len(source.words), 8)).astype(np.float32)
+
+    def cases(source, fasttext):
+        return {"a, peer": vector_quality.Case(source, train), "a": vector_quality.Case(source, train, "a, peer")}
+
+    monkeypatch.setattr(vector_quality, "_cases", cases)
+    first = list(vector_quality.quality(source, sets, 2, keep=keep))
+    assert trained == [0, 0, 1, 1]
+    again = list(vector_quality.quality(source, sets, 2, keep=keep))
+    assert trained == [0, 0, 1, 1] and again == first
+    list(vector_quality.quality(source, sets, 3, keep=keep))
+    assert trained == [0, 0, 1, 1, 2, 2]
+    list(vector_quality.quality(source.first(15_000), sets, 2, keep=keep))  # other work
+    assert len(trained) == 10
 
 
 def test_the_first_words_of_a_text_have_their_own_vocabulary(text):
