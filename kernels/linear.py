@@ -8,8 +8,8 @@ the wrong way, is MKL's in most shapes. GFLOP/s of one core of an AMD EPYC at 3.
 
     y     MKL 93, 94    oneDNN 105, 108          dx    MKL 86, 95    oneDNN 106, 107
 
-So on such a processor training calls oneDNN; everywhere else, where nothing is trained and in code that torch.compile
-makes, this is `torch.nn.functional.linear`. It depends on the machine alone: the same machine gives the same bits.
+So on such a processor products of many rows call oneDNN; everywhere else, and in code that torch.compile makes, this
+is `torch.nn.functional.linear`. It depends on the machine alone: the same machine gives the same bits.
 oneDNN's product has first derivatives only: for `create_graph=True` and torch.func use `torch.nn.functional.linear`.
 """
 
@@ -54,7 +54,7 @@ class _Linear(torch.autograd.Function):
         dy = gradients[0].reshape(-1, len(weight))
         dx = _product(dy, weight.T, None).view(*gradients[0].shape[:-1], weight.shape[1]) if for_x else None
         dW = dy.T @ x.reshape(-1, x.shape[-1]) if for_weight else None
-        return dx, dW, dy.sum(0) if for_bias else None
+        return dx, dW, dy.T @ dy.new_ones(len(dy)) if for_bias else None  # half the time of a sum over rows
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,18 +64,21 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., C] times weight [F, C] turned, plus bias [F]: [..., F]."""
-    if _by_onednn(x, weight, bias):
+    if not _by_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
-    return F.linear(x, weight, bias)
+    return _product(x, weight, bias)
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not onednn_is_faster():
+    if torch.compiler.is_compiling() or not onednn_is_faster():
         return False
     plain = all(
         type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu"
         for t in (x, weight, bias)
         if t is not None
     )
-    fits = plain and weight.is_contiguous() and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
+    dense = weight.is_contiguous() or weight.mT.is_contiguous()
+    fits = plain and dense and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
     return fits and x.numel() >= FEWEST_ROWS * x.shape[-1] and not torch.is_autocast_enabled("cpu")

@@ -48,6 +48,7 @@ from luthier.kernels.cross_entropy import (
     row_slopes,
 )
 from luthier.kernels.launch import Impl, LaunchError, check_floats, check_together, use_triton
+from luthier.kernels.linear import linear
 
 __all__ = ["IGNORE", "cost", "linear_cross_entropy", "linear_cross_entropy_reference", "linear_log_probs"]
 
@@ -83,7 +84,7 @@ def _slopes(
 ) -> tuple[Tensor, Tensor | None]:
     """PyTorch: the losses of a block of rows, and dz (times factor [n]) in the logits' memory if it is needed."""
     smoothing, z_loss = options
-    z, labels = _wide(x @ weight.T), labels[:, None]
+    z, labels = _wide(linear(x, weight)), labels[:, None]
     if not (smoothing or z_loss):
         torch.softmax(z, 1, out=z)
         p = z.gather(1, labels)
@@ -91,7 +92,7 @@ def _slopes(
             if need:
                 z.scatter_add_(1, labels, z.new_full((), -1.0).expand_as(labels))
             return -p.log()[:, 0], (z if factor is None else z.mul_(factor[:, None])) if need else None
-        z = _wide(x @ weight.T)  # a label so unlikely that its probability has no logarithm: the logits once more
+        z = _wide(linear(x, weight))  # a label so unlikely that its probability has no logarithm: the logits once more
     of_label = z.gather(1, labels)
     mean = z.mean(1, keepdim=True) if smoothing else 0.0
     top = z.amax(1, keepdim=True)
@@ -143,7 +144,7 @@ def _blocks(
             continue
         dz = dz.to(x.dtype)
         if dx is not None:
-            torch.mm(dz, weight, out=dx[block])
+            dx[block] = linear(dz, weight.T)
         if dW is not None:
             dW.addmm_(dz.T, x[block])
         del dz  # before the next block's logits are made

@@ -53,16 +53,24 @@ def test_equal_to_torch(
         (torch.zeros(63, 8), torch.zeros(4, 8)),
         (torch.zeros(99, 8, dtype=torch.float64), torch.zeros(4, 8, dtype=torch.float64)),
         (torch.zeros(0, 8), torch.zeros(4, 8)),
-        (torch.zeros(99, 8), torch.zeros(8, 4).T),
+        (torch.zeros(99, 8), torch.zeros(4, 16)[:, ::2]),
     ],
 )
 def test_left_to_torch(x: Tensor, weight: Tensor, fast: list[int]) -> None:
     assert linear(x, weight).shape == (len(x), 4)
-    with torch.no_grad():
-        linear(torch.zeros(99, 8), torch.zeros(4, 8))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.zeros(99, 8), torch.zeros(4, 8)).dtype == torch.bfloat16
     assert not fast
+
+
+@there
+def test_without_a_gradient(fast: list[int], random: Callable[..., Any]) -> None:
+    x, weight = random(80, 16).float(), random(9, 16, seed=1).float().requires_grad_()
+    with torch.no_grad():
+        y = linear(x, weight)
+        torch.testing.assert_close(linear(y, weight.T), y @ weight)
+    assert len(fast) == 2 and y.grad_fn is None
+    torch.testing.assert_close(y, x @ weight.detach().T)
 
 
 @there

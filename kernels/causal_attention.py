@@ -1,0 +1,119 @@
+"""Causal attention on a CPU: bands of queries by plain products, so that the upper triangle is hardly ever made.
+
+    keys ─────────────▶      out = softmax(scale · q kᵀ) v      of a band of R queries, over the keys up to its end
+    q  ██ ·  ·  ·
+    u  ██ ██ ·  ·            Of T² scores T(T + R)/2 are made. R is small against T, yet the heads that share a key head
+    e  ██ ██ ██ ·            lie side by side in one product, so that it has G·R rows: enough for the library to be near
+    ▼  ██ ██ ██ ██           its best.
+
+A row of scores lies whole in the cache, so its softmax is PyTorch's, not an online one, and its gradient is PyTorch's:
+
+    dv += pᵀ do,    dp = do vᵀ,    ds = p ⊙ (dp − Σ_keys dp ⊙ p),    dq = scale · ds k,    dk += scale · dsᵀ q
+
+p is made again in the backward pass: one product of five, and nothing is kept but q, k and v.
+
+PyTorch's fused attention (Dao 2022 on a CPU) holds fewer numbers at a time and pays for it at lengths like these. One
+core of an AMD EPYC, forward and backward, ms:
+
+    2 × 512 tokens, H 8, K 4, D 64    here 32, fused 50        16 × 256, H 8, K 4, D 32    here 48, fused 56
+    1 × 1024, H 8, K 4, D 64          here 59, fused 72        4 × 64, H 4, K 2, D 32      here 0.9, fused 0.6
+
+Legend: B rows, T tokens, H heads, K key/value heads, G = H/K, D head_dim, R queries in a band; n rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["causal_attention", "fits"]
+
+FEWEST = 128  # tokens; with fewer the fused kernel is the faster one
+SCORES = 2**18  # held at a time where one row of the batch allows it: 1 MB, which stays in a core's cache
+slope: Any = torch.ops.aten._softmax_backward_data.out
+
+
+def fits(q_BTHD: Tensor, k_BTKD: Tensor) -> bool:
+    """Whether this is the faster way: whole texts in float32 on a CPU, outside torch.compile and autocast."""
+    return (
+        q_BTHD.device.type == "cpu"
+        and q_BTHD.dtype == torch.float32
+        and q_BTHD.shape[1] == k_BTKD.shape[1] >= FEWEST
+        and q_BTHD.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _bands(T: int) -> Iterator[slice]:
+    R = 32 if T < 1024 else 64
+    return (slice(start, min(start + R, T)) for start in range(0, T, R))
+
+
+def _shares(q_BTHD: Tensor) -> Iterator[slice]:
+    """Rows of the batch that are worked on together."""
+    B, T, H, _ = q_BTHD.shape
+    n = max(1, SCORES // (H * 32 * T))
+    return (slice(b, b + n) for b in range(0, B, n))
+
+
+def _by_head(x: Tensor, K: int) -> Tensor:
+    """x [n, R, H, D] as [n·K, G·R, D]: heads that share a key head one below the other."""
+    n, R, H, D = x.shape
+    return x.unflatten(2, (K, H // K)).permute(0, 2, 3, 1, 4).reshape(n * K, H // K * R, D)
+
+
+def _put(out: Tensor, x: Tensor, K: int) -> None:
+    """x [n·K, G·R, D] into out [n, R, H, D]."""
+    n, R, H, D = out.shape
+    out.unflatten(2, (K, H // K)).copy_(x.view(n, K, H // K, R, D).permute(0, 3, 1, 2, 4))
+
+
+def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
+    """p [n·K, G·R, S]: how much each query of the band that begins at `start` looks at each key up to its end."""
+    S = k.shape[1]
+    p = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
+    future = q.new_full((S - start, S - start), -torch.inf).triu_(1)
+    p.view(len(p), -1, S - start, S)[..., start:].add_(future)
+    return torch.softmax(p, -1, out=p)
+
+
+class _Causal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, K, out = scale, k.shape[2], q.new_empty(q.shape)
+        for share in _shares(q):
+            k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
+            for band in _bands(q.shape[1]):
+                p = _weights(_by_head(q[share, band], K), k_all[:, : band.stop], band.start, scale)
+                _put(out[share, band], p @ v_all[:, : band.stop], K)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (q, k, v), (dout,), scale = ctx.saved_tensors, gradients, ctx.scale
+        K, (dq, dk, dv) = k.shape[2], (x.new_empty(x.shape) for x in (q, k, v))
+        for share in _shares(q):
+            k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
+            dk_all, dv_all = torch.zeros_like(k_all), torch.zeros_like(v_all)
+            for band in _bands(q.shape[1]):
+                q_band, do, seen = _by_head(q[share, band], K), _by_head(dout[share, band], K), slice(band.stop)
+                p = _weights(q_band, k_all[:, seen], band.start, scale)
+                dv_all[:, seen].baddbmm_(p.mT, do)
+                ds = do @ v_all[:, seen].mT
+                slope(ds, p, -1, ds.dtype, grad_input=ds)
+                dk_all[:, seen].baddbmm_(ds.mT, q_band, alpha=scale)
+                _put(dq[share, band], ds @ k_all[:, seen], K)
+            _put(dk[share], dk_all, K)
+            _put(dv[share], dv_all, K)
+        return dq.mul_(scale), dk, dv, None
+
+
+def causal_attention(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, scale: float) -> Tensor:
+    """Attention of each query over the keys up to its own place, [B, T, H, D]; first derivatives only."""
+    return _Causal.apply(q_BTHD, k_BTKD, v_BTKD, scale)  # pyright: ignore[reportReturnType]

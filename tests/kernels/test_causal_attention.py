@@ -1,0 +1,78 @@
+"""Bands of queries give what all scores under a mask give: outputs, gradients, and the way that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels import attention as module
+from luthier.kernels import causal_attention as bands
+from luthier.kernels.attention import attention, attention_reference
+from luthier.kernels.causal_attention import causal_attention, fits
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "H", "K", "D"), [(1, 1, 1, 1, 2), (3, 63, 4, 2, 16), (1, 123, 6, 1, 80), (2, 130, 3, 3, 8)]
+)
+def test_equal_to_the_formula(
+    B: int, T: int, H: int, K: int, D: int, within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    within_budget(
+        lambda q, k, v: causal_attention(q, k, v, scale=0.3),
+        lambda q, k, v: attention_reference(q, k, v, scale=0.3),
+        [random(B, T, H, D), random(B, T, K, D, seed=1), random(B, T, K, D, seed=2)],
+    )
+
+
+def test_in_shares_of_the_batch_and_from_any_layout(
+    monkeypatch: pytest.MonkeyPatch, within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(bands, "SCORES", 2 * 4 * 32 * 70)  # two rows of the batch at a time
+    within_budget(
+        lambda q, k, v: causal_attention(
+            q.mT.contiguous().mT, k.transpose(1, 2).contiguous().transpose(1, 2), v, scale=0.3
+        ),
+        lambda q, k, v: attention_reference(q, k, v, scale=0.3),
+        [random(5, 70, 4, 16), random(5, 70, 2, 16, seed=1), random(5, 70, 2, 16, seed=2)],
+    )
+
+
+def test_the_bands_of_a_long_text(within_budget: Callable[..., None], random: Callable[..., Tensor]) -> None:
+    """From 1024 tokens on a band is wider; what is made above the diagonal stays hidden."""
+    within_budget(
+        lambda q, k, v: causal_attention(q, k, v, scale=1.0)[:, ::97],
+        lambda q, k, v: attention_reference(q, k, v, scale=1.0)[:, ::97],
+        [random(1, 1100, 1, 4), random(1, 1100, 1, 4, seed=1), random(1, 1100, 1, 4, seed=2)],
+    )
+
+
+def test_the_same_bits_twice(random: Callable[..., Tensor]) -> None:
+    def slopes() -> list[Tensor | None]:
+        q, k, v = (random(2, 150, 4, 16, seed=s).requires_grad_() for s in range(3))
+        causal_attention(q, k, v, scale=0.3).square().sum().backward()
+        return [x.grad for x in (q, k, v)]
+
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(slopes(), slopes(), strict=True))
+
+
+def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
+    """Not for short texts, other dtypes, last queries, a mask or a window: these are PyTorch's fused attention."""
+    calls: list[int] = []
+    monkeypatch.setattr(
+        module, "causal_attention", lambda q, k, v, scale: (calls.append(1), causal_attention(q, k, v, scale=scale))[1]
+    )
+    q, k = random(1, 130, 2, 8), random(1, 130, 2, 8, seed=1)
+    attention(q, k, k)
+    assert calls == [1]
+    attention(q[:, :100], k[:, :100], k[:, :100])
+    attention(q.double(), k.double(), k.double())
+    attention(q[:, -5:], k, k)
+    attention(q, k, k, window=7)
+    attention(q, k, k, causal=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(q, k, k)
+        assert not fits(q, k)
+    assert calls == [1] and not fits(q.to("meta"), k.to("meta"))
