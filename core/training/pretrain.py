@@ -201,7 +201,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
     shape = model.config
     if given.vectors is not None:
-        _start_from(model, given.vectors, given.base)
+        _start_from(model, given.vectors, given)
     text = mixture(train, config)
     steps = steps_of(config, text)
 
@@ -249,16 +249,20 @@ def _path(path: Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _start_from(model: Any, folder: Path, base: Path | None) -> None:
+def _start_from(model: Any, folder: Path, given: Given) -> None:
     """Start the embedding from vectors; of a base model, which has one, the rows of the ids that are new."""
     from luthier.core.training.embedding import start_embedding, start_grown
+    from luthier.core.training.rows import check_tokens, spelled_tokens
     from luthier.models.vectors import load_vectors
     from luthier.tokenizers.formats import load_tokenizer
 
-    vectors, own = load_vectors(folder), base is None
+    vectors, base = load_vectors(folder), given.base
+    own, tokenizer = base is None, given.tokenizer or given.shards[0]
     known = 0 if base is None else load_tokenizer(base).vocab_size
     count = 0
     if vectors.spelling == "byte-level":
+        if (tokenizer / "tokenizer.json").is_file():
+            check_tokens(vectors, folder / "vocabulary.jsonl", spelled_tokens(tokenizer))
         count = start_embedding(model.embed_tokens.weight, vectors) if own else start_grown(model, vectors, known)
     if not count:
         what = "a token of these shards" if own else f"an id that {base} has not: its embedding is learned already"

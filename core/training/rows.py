@@ -93,6 +93,29 @@ def remove_rows(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
+# ---------------------------------------------------------------- tokens
+
+
+def spelled_tokens(folder: Path) -> list[str]:
+    """The token of each id of the tokenizer in `folder`, spelled as in its file."""
+    from luthier.tokenizers.formats import load_tokenizer, spell
+
+    made_by = load_tokenizer(folder)
+    special = {id_: text for text, id_ in made_by.special_tokens.items()}
+    return [special.get(id_) or spell(token) for id_, token in enumerate(made_by.tokens)]
+
+
+def check_tokens(vectors: Vectors, where: Path | str, tokens: Sequence[str]) -> None:
+    """Raises InputError with the line of `where`, the vectors' vocabulary.jsonl, if their id is another token there."""
+    for row, (id_, name) in enumerate(zip(vectors.ids.tolist(), vectors.tokens, strict=True)):
+        found = repr(tokens[id_]) if id_ < len(tokens) else "none"
+        if found != repr(name):
+            raise InputError(
+                f"{where}:{row + 1}: token {id_} is {name!r}, the tokenizer has {found}\n"
+                "Give vectors of the same tokenizer."
+            )
+
+
 # ---------------------------------------------------------------- sources
 
 
@@ -116,11 +139,7 @@ def _from_texts(home: Path, texts: Sequence[Path]) -> Source:
 
 
 def _from_shards(home: Path, shards: Sequence[Path], tokenizer: Path | None) -> Source:
-    from luthier.tokenizers.formats import load_tokenizer, spell
-
-    made_by = load_tokenizer(tokenizer or shards[0])
-    special = {id_: text for text, id_ in made_by.special_tokens.items()}
-    tokens = [special.get(id_) or spell(token) for id_, token in enumerate(made_by.tokens)]
+    tokens = spelled_tokens(tokenizer or shards[0])
     parts = [open_shards(path) for path in shards]
     starts = np.cumsum([0, *(len(part.tokens) for part in parts)])
     offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
@@ -200,13 +219,7 @@ def _old_ids(source: Source, start: Vectors) -> tuple[list[str], np.ndarray]:
     if source.spelling != start.spelling:
         raise InputError(f"the vectors to start from are of {start.spelling}, the text is of {source.spelling}")
     if source.spelling == "byte-level":
-        for row, id_ in enumerate(start.ids.tolist()):
-            if id_ >= len(source.tokens) or source.tokens[id_] != start.tokens[row]:
-                ours = repr(source.tokens[id_]) if id_ < len(source.tokens) else "none"
-                raise InputError(
-                    f"the vectors to start from have '{start.tokens[row]}' as token {id_} (row {row}), the tokenizer "
-                    f"has {ours}\nGive vectors of the same tokenizer."
-                )
+        check_tokens(start, "the vectors to start from, vocabulary.jsonl", source.tokens)
         return source.tokens, start.ids
     number_of = {token: n for n, token in enumerate(source.tokens)}
     old = [number_of.setdefault(token, len(number_of)) for token in start.tokens]

@@ -143,6 +143,7 @@ def test_rows_follow_documents_and_long_ones_are_whole(tmp_path):
 def test_vectors_of_another_tokenizer_are_refused(tmp_path):
     from luthier.core.artifacts import hash_file
     from luthier.core.data.shards import write_shards
+    from luthier.core.training.pretrain import PretrainConfig, pretrain
     from luthier.tokenizers.bpe_train import train_bpe
     from luthier.tokenizers.formats import save_tokenizer
 
@@ -161,8 +162,10 @@ def test_vectors_of_another_tokenizer_are_refused(tmp_path):
         train_vectors(shards, tmp_path / "w", config, start=tmp_path / "words", **made_by)
     vocabulary = tmp_path / "v" / "vocabulary.jsonl"
     vocabulary.write_text(vocabulary.read_text(encoding="utf-8").replace('"Ġ', '"Ġx', 1), encoding="utf-8")
-    with pytest.raises(InputError, match="Give vectors of the same tokenizer"):
+    with pytest.raises(InputError, match=r"vocabulary.jsonl:\d+: token \d+ is 'Ġx"):
         train_vectors(shards, tmp_path / "x", config, start=tmp_path / "v", **made_by)
+    with pytest.raises(InputError, match=r"v/vocabulary.jsonl:\d+: token \d+ is 'Ġx"):
+        pretrain(shards, tmp_path / "x", PretrainConfig(), vectors=tmp_path / "v", **made_by)
     assert not (tmp_path / "x").exists()
 
 
