@@ -146,7 +146,12 @@ class Tokenizer:
 
     def encode_ordinary(self, text: str) -> Ids:
         """Ids of `text`; the spelling of a special token is ordinary text."""
-        return self._encode_texts([text], self.added_tokens)[0]
+        if self.added_tokens or self.normalizer:
+            return self._encode_texts([text], self.added_tokens)[0]
+        try:
+            return self._encoder.encode_one(text, self.pattern)
+        except TextError:
+            return self._encoder.encode_one(mended(text), self.pattern)
 
     def encode(
         self,

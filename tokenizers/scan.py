@@ -31,7 +31,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic as _intrinsic
 
-__all__ = ["RULES", "compiled", "ends_of", "scan"]
+__all__ = ["RULES", "compiled", "ends_of", "scan", "scanner"]
 
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 NONE, LETTER, NUMBER, SPACE, NEWLINE, UPPER, LOWER = map(np.int64, (0, 1, 2, 4, 8, 16, 32))
@@ -54,10 +54,20 @@ def scan(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], name: str) 
     """Where pieces begin in UTF-8 texts, text k being data[starts[k] : starts[k + 1]], by the rule of that name.
 
     Bit i % 64 of word starts[k] // 64 + k + i // 64 is for byte i of text k; the bit after its last byte is set too."""
-    rule, digits, whole_end = RULES[name]
     begins = np.empty(len(data) // 64 + len(starts) - 1, np.uint64)
-    _scan(data, starts, np.empty(64, np.uint8), _class_table(), rule, digits, whole_end, begins)
+    starts = np.ascontiguousarray(starts, np.int64)
+    arrays = (data.ctypes.data + starts[:-1], starts, begins, np.empty(64, np.uint8))
+    places = [array.ctypes.data for array in arrays]
+    _scan(*places, len(starts) - 1, *scanner(name)[1:].tolist())  # pyright: ignore[reportCallIssue]
     return begins
+
+
+@cache
+def scanner(name: str) -> npt.NDArray[np.int64]:
+    """The rule of that name for compiled code of another file: the address of `_scan` and its last four arguments."""
+    machine_code = _scan.get_compile_result(types.int64(*[types.int64] * 9))
+    address = machine_code.library.get_pointer_to_function(machine_code.fndesc.llvm_cfunc_wrapper_name)
+    return np.array([address, _class_table().ctypes.data, *RULES[name]], np.int64)
 
 
 def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -241,6 +251,23 @@ _ZERO, _ONE, _TOP, _ALL = _U(0), _U(1), _U(63), _U(0xFFFFFFFFFFFFFFFF)
 
 
 @intrinsic
+def _view(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
+    """The array of `size` items at an address."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from numba.np.arrayobj import populate_array
+
+        array, item = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
+        step = context.get_constant(types.intp, context.get_abi_sizeof(item))
+        place = builder.inttoptr(args[0], item.as_pointer())
+        populate_array(array, data=place, shape=[args[1]], strides=[step], itemsize=step, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), make
+
+
+@intrinsic
 def _low_bit(typingctx: Any, x: Any) -> Any:
     """The place of the lowest bit that is set; 64 for 0."""
 
@@ -336,14 +363,19 @@ def _masks(data, last, table, w, rule, spill):
 
 
 @_outer
-def _scan(data, starts, last, table, rule, digits, whole_end, begins):
-    for k in range(len(starts) - 1):
-        text = data[starts[k] : starts[k + 1]]
-        rest = len(text) & 63
+def _scan(texts, starts, begins, last, count, table, rule, digits, whole_end):
+    """Scan `count` texts. All are numbers, so that code which knows the address can call it: those of `texts` [count]
+    address of each text, `starts` [count + 1], `begins`, `last` [64] for the block that a text ends in, `table`."""
+    texts, starts = _view(texts, count, np.int64), _view(starts, count + 1, np.int64)
+    last, table = _view(last, np.int64(64), np.uint8), _view(table, np.int64(0x110000), np.uint8)
+    for k in range(count):
+        size = starts[k + 1] - starts[k]
+        text, rest = _view(texts[k], size, np.uint8), size & 63
         for i in range(64):
-            last[i] = text[len(text) - rest + i] if i < rest else 0
-        first = (starts[k] >> 6) + k
-        _scan_text(text, last, table, rule, digits, whole_end, begins[first : first + (len(text) >> 6) + 1])
+            last[i] = text[size - rest + i] if i < rest else 0
+        bits = _view(begins + (((starts[k] >> 6) + k) << 3), (size >> 6) + 1, np.uint64)
+        _scan_text(text, last, table, rule, digits, whole_end, bits)
+    return np.int64(0)
 
 
 @_within

@@ -12,50 +12,66 @@ So the ids of the parts, joined, are those of the whole, and one book keeps all 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from luthier.tokenizers.pretokenize import RULES, utf8
 
-__all__ = ["Share", "encode_in_batches", "joined", "share_out"]
+__all__ = ["LARGEST", "Share", "encode_in_batches", "in_threads", "joined", "share_out"]
 
 Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]  # ids, and where each text starts in them
 Share = list[str] | npt.NDArray[np.uint8]  # texts, or the bytes of a part of one
 
 SMALLEST: Final = 1 << 16  # characters of a share
-LARGEST: Final = 1 << 19  # more are in it only where one text has more
+LARGEST: Final = 1 << 18  # more are in it only where one text has more
 BATCH: Final = 1024  # texts encoded in one go on one thread
-PER_THREAD: Final = 4  # shares, so that none waits long for the slowest
+PER_THREAD: Final = 16  # shares, so that none waits long for the slowest
 WINDOW: Final = 1 << 12  # bytes in which the next line feed is looked for
 
 
-def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[Share], list[int]]:
+def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[Share], Sequence[int]]:
     """Shares of about equal length, and for each text the number of parts up to its end. For several threads long texts
     are cut if `pattern` is known by name; their parts are bytes. Raises TextError."""
-    size = max(SMALLEST, min(LARGEST, sum(map(len, texts)) // (PER_THREAD * num_threads) + 1))
-    may_cut = num_threads > 1 and pattern in RULES
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    filled = np.cumsum(sizes)
+    size = max(SMALLEST, min(LARGEST, int(sizes.sum()) // (PER_THREAD * num_threads) + 1))
+    long = np.flatnonzero(sizes > size).tolist() if num_threads > 1 and pattern in RULES else []
     shares: list[Share] = []
-    few: list[str] = []
-    ends, parts, filled = [], 0, size
-    for text in texts:
-        if may_cut and len(text) > size:
-            long = [*_parts(utf8(text), size, pattern)]
-            shares += long
-            parts += len(long)
-            filled = size
-        else:
-            if filled >= size:
-                shares.append(few := [])
-                filled = 0
-            few.append(text)
-            filled += len(text)
-            parts += 1
-        ends.append(parts)
-    return shares, ends
+    parts, begin = np.ones(len(texts), np.int64), 0
+    for stop in (*long, len(texts)):
+        while begin < stop:
+            full = int(np.searchsorted(filled, filled[begin] - sizes[begin] + size)) + 1
+            shares.append(list(texts[begin : min(full, stop)]))
+            begin = min(full, stop)
+        if stop < len(texts):
+            shares += (cut := [*_parts(utf8(texts[stop]), size, pattern)])
+            parts[stop], begin = len(cut), stop + 1
+    return shares, np.cumsum(parts).tolist()
+
+
+def in_threads(encode: Callable[[Any], Encoded], shares: Sequence[Any], num_threads: int) -> list[Encoded]:
+    """What `encode` gives for each share. The calling thread works, too: it takes long until another one has begun."""
+    done: list[Any] = [None] * len(shares)
+    todo = deque(range(len(shares)))
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                k = todo.popleft()
+                done[k] = encode(shares[k])
+
+    with ThreadPoolExecutor(max(1, num_threads - 1)) as pool:
+        others = [pool.submit(work) for _ in range(min(num_threads, len(shares)) - 1)]
+        work()
+        for other in others:
+            other.result()
+    return done
 
 
 def joined(done: Sequence[Encoded], ends: Sequence[int]) -> Encoded:
@@ -69,11 +85,7 @@ def encode_in_batches(encode: Callable[[Sequence[str]], Encoded], texts: Sequenc
     """What `encode` gives for all texts, some at a time."""
     step = max(1, -(-len(texts) // (8 * num_threads))) if num_threads > 1 else BATCH
     batches = [texts[i : i + step] for i in range(0, len(texts), step)]
-    if num_threads > 1 and len(batches) > 1:
-        with ThreadPoolExecutor(num_threads) as pool:
-            parts = list(pool.map(encode, batches))
-    else:
-        parts = list(map(encode, batches))
+    parts = in_threads(encode, batches, num_threads) if num_threads > 1 else list(map(encode, batches))
     return joined(parts, range(1, len(texts) + 1))
 
 

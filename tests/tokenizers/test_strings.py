@@ -1,0 +1,60 @@
+"""Python's strings as UTF-8: what `str.encode` gives, for every code point, width and length."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.tokenizers import strings
+from luthier.tokenizers.bpe_train import train_bpe
+
+EVERY = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+
+
+class Name(str):
+    """A string all the same."""
+
+
+def utf8(texts: list[str]) -> list[bytes] | int:
+    """What the two steps give, or the number of the text that is none."""
+    places, starts = np.array([id(text) for text in texts], np.int64), np.zeros(len(texts) + 1, np.int64)
+    out = np.empty(4 * sum(map(len, texts)) + 32, np.uint8)
+    arrays = (places.ctypes.data, starts.ctypes.data, len(texts))
+    size = strings._look(*arrays)
+    size = size if size < 0 else strings._write(*arrays, out.ctypes.data)
+    if size < 0:
+        return -1 - size
+    return [ctypes.string_at(*found) for found in zip(places.tolist(), np.diff(starts).tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 1000, strings.LONG + 1])
+def test_every_code_point(size: int):
+    texts = [EVERY[i : i + size] for i in range(0, len(EVERY) if size > 1 else 0x3000, size)]
+    assert utf8(texts) == [text.encode() for text in texts]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=100), max_size=5), st.integers(0, 70))
+def test_as_python_does(texts: list[str], size: int):
+    texts = [*texts, *("x" * size + text for text in texts), *(text + "é" + "x" * size for text in texts)]
+    assert utf8(texts) == [text.encode() for text in texts]
+    assert utf8([*map(Name, texts)]) == [text.encode() for text in texts]
+
+
+@pytest.mark.parametrize("around", ["", "x" * 40, "東" * 40, "😀" * 40, "x" * strings.LONG])
+def test_half_of_a_pair_is_named(around: str):
+    assert utf8(["é", around + "\udfff" + around, "\ud800"]) == 1
+
+
+def test_only_strings_are_taken():
+    tokenizer = train_bpe(["some words, some more words"], 260)
+    for texts in ([b"some"], ["some", ["words"]], ["some", "words", 3]):
+        for num_threads in (1, 2):
+            with pytest.raises(TypeError):
+                tokenizer.encode_batch(texts, num_threads)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError):
+        tokenizer.encode_ordinary(b"some")  # pyright: ignore[reportArgumentType]
+    assert tokenizer.encode_ordinary(Name("some")).tolist() == tokenizer.encode_ordinary("some").tolist()
