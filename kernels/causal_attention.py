@@ -32,7 +32,7 @@ from torch import Tensor
 __all__ = ["causal_attention", "fits"]
 
 FEWEST = 128  # tokens; with fewer the fused kernel is the faster one
-SCORES = 2**18  # held at a time where one row of the batch allows it: 1 MB, which stays in a core's cache
+SCORES = 2**19  # held at a time by each core, where one row of the batch allows it
 slope: Any = torch.ops.aten._softmax_backward_data.out
 
 
@@ -48,15 +48,20 @@ def fits(q_BTHD: Tensor, k_BTKD: Tensor) -> bool:
     )
 
 
+def _rows(T: int) -> int:
+    """Queries in a band: more of them where a call costs more than the triangle."""
+    return 64 if T >= 1024 or torch.get_num_threads() > 1 else 32
+
+
 def _bands(T: int) -> Iterator[slice]:
-    R = 32 if T < 1024 else 64
+    R = _rows(T)
     return (slice(start, min(start + R, T)) for start in range(0, T, R))
 
 
 def _shares(q_BTHD: Tensor) -> Iterator[slice]:
     """Rows of the batch that are worked on together."""
     B, T, H, _ = q_BTHD.shape
-    n = max(1, SCORES // (H * 32 * T))
+    n = max(1, SCORES * torch.get_num_threads() // (H * _rows(T) * T))
     return (slice(b, b + n) for b in range(0, B, n))
 
 
@@ -79,6 +84,14 @@ def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
     future = q.new_full((S - start, S - start), -torch.inf).triu_(1)
     p.view(len(p), -1, S - start, S)[..., start:].add_(future)
     return torch.softmax(p, -1, out=p)
+
+
+def _add(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """total += scale · aᵀ b. In place it is product after product, which is the faster way for one core alone."""
+    if torch.get_num_threads() == 1:
+        total.baddbmm_(a.mT, b, alpha=scale)
+    else:
+        total.add_(a.mT @ b, alpha=scale)
 
 
 class _Causal(torch.autograd.Function):
@@ -104,10 +117,10 @@ class _Causal(torch.autograd.Function):
             for band in _bands(q.shape[1]):
                 q_band, do, seen = _by_head(q[share, band], K), _by_head(dout[share, band], K), slice(band.stop)
                 p = _weights(q_band, k_all[:, seen], band.start, scale)
-                dv_all[:, seen].baddbmm_(p.mT, do)
+                _add(dv_all[:, seen], p, do)
                 ds = do @ v_all[:, seen].mT
                 slope(ds, p, -1, ds.dtype, grad_input=ds)
-                dk_all[:, seen].baddbmm_(ds.mT, q_band, alpha=scale)
+                _add(dk_all[:, seen], ds, q_band, scale)
                 _put(dq[share, band], ds @ k_all[:, seen], K)
             _put(dk[share], dk_all, K)
             _put(dv[share], dv_all, K)
