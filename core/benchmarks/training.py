@@ -2,7 +2,8 @@
 
     quality     seconds from the command to a validation loss of 1.88 nats a character on tiny Shakespeare (--text; the
                 last tenth is held out), each tool as it is shipped: examples/shakespeare here, nanoGPT's command for a
-                CPU there (--peer nanogpt=FOLDER, a checkout). Equal: the loss is reached
+                CPU there (--peer nanogpt=FOLDER, a checkout). Ours is its whole run. Equal: ours reaches the loss;
+                where the other does not in its whole schedule, its seconds are that schedule's, and the row says so
     loop        tokens/s of pretraining: `fit` and transformers' Trainer, the same weights, windows and batch size
     tuning      real (not padding) tokens/s of fine-tuning on conversations of 20 to 200 tokens: `fit` with packing,
                 TRL's SFTTrainer with padding and with packing, 8 conversations' worth of tokens a step
@@ -88,13 +89,14 @@ def _quality(text: Path, nanogpt: str | None, repeats: int, most: float) -> list
             found[name].append(tool())
             say(f"  {name}: {found[name][-1][0]:.1f} s, loss {found[name][-1][1]:.3f}")
     losses = {name: max(loss for _, loss in runs) for name, runs in found.items()}
+    said = {name: f"{name} {loss:.3f}" + ("" if loss <= TARGET else ", not reached") for name, loss in losses.items()}
     return rows_of(
-        f"tiny Shakespeare to {TARGET}: losses " + ", ".join(f"{n} {x:.3f}" for n, x in losses.items()),
+        f"tiny Shakespeare to {TARGET} ({'; '.join(said.values())})",
         "s",
         {name: [seconds for seconds, _ in runs] for name, runs in found.items()},
-        {name: loss <= TARGET for name, loss in losses.items()},
+        dict.fromkeys(losses, losses["ours"] <= TARGET),
         group="quality",
-        check=f"the last validation loss is at most {TARGET}",
+        check=f"ours ends at {TARGET} or below; a peer that does not is given its whole run: the ratio is then a bound",
     )
 
 

@@ -4,7 +4,7 @@
         model.safetensors        the trained weights, in the precision they are trained in
         optimizer.safetensors    running means of every weight, `OPTIMIZER.WEIGHT.NAME`; torch's random state
         state.json               step, position in the data, length of metrics.jsonl …; and how it was computed:
-                                 threads, compiling, kernels, number of processes, version of torch
+                                 threads, compiling, kernels, number of processes, versions
 
 The data order and the learning rate are functions of the step (batches.py, schedules.py) and are not stored. Sums of
 floating-point numbers depend on how threads share the work and on which kernel adds them: what was chosen at the start
@@ -46,6 +46,7 @@ CHOICES = {
     "processes": "the number of processes",
     "micro_batch": "--micro-batch",
     "torch": "the version of PyTorch",
+    "luthier": "the version of luthier",
 }
 
 
@@ -186,7 +187,7 @@ def agree(state: dict[str, Any], now: dict[str, Any], forced: Collection[str], w
 
     `forced` are the choices that somebody asked for; the others follow the checkpoint where they can.
     """
-    fixed = {*forced, "kernels", "processes", "torch"}
+    fixed = {*forced, "kernels", "processes", "torch", "luthier"}
     differ = [key for key in CHOICES if key in fixed and key in state and state[key] != now.get(key)]
     if differ and not inexact:
         what = "; ".join(f"{CHOICES[key]}: {state[key]} then, {now.get(key)} now" for key in differ)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luthier.core.artifacts import read_json
 from luthier.core.errors import ConfigError
 from luthier.core.training.loop_config import LoopConfig
 
@@ -45,7 +46,14 @@ class Curves:
         if config.wandb:
             import wandb  # pyright: ignore[reportMissingImports]
 
-            self.run = wandb.init(project=config.wandb, name=folder.name.strip("."), dir=folder.parent, resume="allow")
+            about = folder / "run.json"
+            self.run = wandb.init(
+                project=config.wandb,
+                id=read_json(about).get("id") if about.is_file() else None,  # a run that goes on is the same one there
+                name=folder.name.removeprefix(".").removesuffix(".building"),
+                dir=folder.parent,
+                resume="allow",
+            )
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand one row on."""

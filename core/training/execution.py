@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from importlib import metadata
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from luthier.core.console import say
 from luthier.core.training.loop_config import LoopConfig, Precision
+from luthier.kernels.linear import onednn_is_faster
 
 __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
 
@@ -75,10 +77,23 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "compile": "on" if compiled else "off",
-        "kernels": kernels_of(device),
+        "kernels": kernels_of(device) if device.type == "cuda" else _processor(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
+        "luthier": _version(),
     }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("luthier")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return ""
+
+
+def _processor() -> str:
+    """What the products and sums of a processor follow: how wide its vectors are, and whose product it takes."""
+    return torch.backends.cpu.get_cpu_capability() + (", oneDNN" if onednn_is_faster() else "")
 
 
 def has_compiler() -> bool:

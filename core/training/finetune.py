@@ -9,7 +9,7 @@ not see each other.
 **Replay.** A model that sees nothing but questions forgets the language it learned. Windows of the pretraining shards
 are mixed in, so that `replay_share` of all trained tokens are plain text (Rolnick et al. 2019, arXiv:1811.11682).
 
-**The learning rate** follows the width C of the model where it is left at 0: 1.2e-2 · (192 / C)². At C = 192 the
+**The learning rate** follows the width C of the model where none is set: 1.2e-2 · (192 / C)². At C = 192 the
 sample company's pairs are learned about twice as fast with it as with 5e-3; the square brings the rate near what is
 usual for full fine-tuning of models of a billion parameters (about 1e-4 at C = 2,048). Adapters take 5e-3 · 192 / C,
 which at C = 4,096 is the 2e-4 of QLoRA (arXiv:2305.14314, appendix B); DPO takes a tenth of either, with which
@@ -186,7 +186,7 @@ def prepare(
     from luthier.core.training.execution import use_machine
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
-    from luthier.core.training.runs import open_base, sampler
+    from luthier.core.training.runs import check_context, check_held_out, open_base, sampler
     from luthier.core.training.schedules import learning_rate_factor
     from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
@@ -198,7 +198,8 @@ def prepare(
         adapt(model, config)
     if torch.cuda.is_available():
         model.to("cuda")
-    row = min(config.context, model.config.max_position_embeddings)
+    check_context(config, model.config, folder, "and say what becomes of longer examples: --too-long")
+    row = config.context
     that_fit(tokenizer, found, row, config)
     steps = max(1, round(config.epochs * -(-(len(found.wordings) or len(found.preferences)) // config.batch_size)))
     objective: dict[str, Any] = {}
@@ -211,6 +212,8 @@ def prepare(
         objective = {"loss_of": dpo_loss(config.beta), "count_of": pairs_in}
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
+    validation = measured(found, tokenizer, row)
+    check_held_out(config, validation, 'Hold wordings out: {"question": …, "answer": …, "held_out": […]}.')
     shard(model, workers, _optimizer(config))
     return {
         "model": model,
@@ -220,7 +223,7 @@ def prepare(
         "batch_at": batch_at,
         "steps": steps,
         "factor": lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
-        "validation": measured(found, tokenizer, row),
+        "validation": validation,
         "evaluate_every": max(1, -(-steps // 4)),
         "micro_batch": config.micro_batch,
         "max_grad_norm": config.max_grad_norm,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.core.errors import ConfigError
-from luthier.core.training.loop_config import LoopConfig
+from luthier.core.training.loop_config import LoopConfig, check_rate
 
 __all__ = ["FinetuneConfig"]
 
@@ -59,8 +59,8 @@ class FinetuneConfig(LoopConfig):
     optimizer: Literal["auto", "muon", "adamw", "adamw-8bit"] = "auto"
     """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; AdamW with means of one byte (2 bytes
     a weight instead of 8) for the matrices; auto: AdamW for adapters and DPO, Muon otherwise."""
-    learning_rate: float = 0.0
-    """Highest learning rate; 0: from the model's width and from what is trained."""
+    learning_rate: float | None = None
+    """Highest learning rate; none: from the model's width and from what is trained."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05
@@ -81,9 +81,10 @@ class FinetuneConfig(LoopConfig):
         for name in ("epochs", "batch_size", "context"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
+        check_rate(self.learning_rate)
         if self.beta <= 0 or self.lora_alpha <= 0:
             raise ConfigError(f"beta = {self.beta}, lora_alpha = {self.lora_alpha}: expected more than 0")
-        for name in ("micro_batch", "learning_rate", "weight_decay", "max_grad_norm", "lora_rank"):
+        for name in ("micro_batch", "weight_decay", "max_grad_norm", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
         for name in ("vary_share", "vary_drop", "replay_share", "general_share"):

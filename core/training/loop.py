@@ -74,6 +74,7 @@ class Fitted:
     loss: float
     """Mean over the last tenth of the steps, nats a trained token."""
     validation_loss: float | None
+    """Of the model that the run left: the last, or with `keep = "best"` the lowest."""
     trained: int
     read: int
     seconds: float
@@ -93,8 +94,8 @@ class Place:
     """Batches left out by rollbacks: step s takes batch s + skipped."""
     losses: list[float] = field(default_factory=list)
     """The last losses, that a spike is told by."""
-    mark: int = 0
-    """The last evaluation, to which a spike rolls back."""
+    mark: int = -1
+    """The last evaluation, to which a spike rolls back; it is not made twice."""
     best_step: int = -1
     best_loss: float | None = None
     scale: float = 1.0
@@ -153,7 +154,7 @@ def fit(
     prepare_model(model, config, made)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     at = _resume(folder, model, optimizers, config)
-    start, read, turns, rollbacks, device = at.step, 0, 0, 0, device_of(model)
+    start, read, turns, rollbacks, rolled, device = at.step, 0, 0, 0, False, device_of(model)
     if start:
         say(f"going on from step {start} of {steps}")
     if config.on_spike == "rollback" and not evaluate_every:
@@ -172,9 +173,9 @@ def fit(
     ):
         while True:
             step = at.step
-            # Evaluate. A resumed run did so before its checkpoint was written.
+            # Evaluate. A run that goes on or was rolled back did so before its checkpoint was written.
             due = step % evaluate_every == 0 if evaluate_every else False
-            fresh = step > start or start == 0
+            fresh = step > at.mark
             if validation and (due or step == steps) and fresh:
                 held_out = evaluate_loss(model, validation, loss_of, count_of, workers=workers, config=config)
                 curves.write(log.write({"step": step, "validation_loss": held_out}))
@@ -186,17 +187,17 @@ def fit(
                 say(f"step {step}: {sample()}")
 
             # Save: at evaluations where they are wanted later, otherwise when the clock says so.
-            marked = due and (config.keep != "last" or config.on_spike == "rollback") and (step > 0 or start == 0)
+            marked = due and (config.keep != "last" or config.on_spike == "rollback")
             waits = save_every > 0 and checkpoints.busy  # the loop does not wait for the disk
             timed = workers.agreed(time.monotonic() - saved >= save_every and not waits) and step > start
             at.mark = step if due else at.mark
-            if ((marked and fresh) or timed) and step < end:
+            if ((marked and fresh) or rolled or timed) and step < end:
                 log.sync()
                 checkpoints.wait()
                 at.metrics_bytes = log.length
                 facts = {**asdict(at), **made, "position": f"batch {step + at.skipped}"}
                 checkpoints.save(step, model, optimizers, facts, _kept(config, folder, at))
-                saved = time.monotonic()
+                saved, rolled = time.monotonic(), False
 
             # Stop.
             if step == end:
@@ -225,7 +226,7 @@ def fit(
             if (not finite and not overflow) or is_spike(loss, at.losses):
                 what = _spike(step, loss, norm, at, batch)
                 if config.on_spike == "rollback" and rollbacks < MOST_ROLLBACKS:
-                    rollbacks += 1
+                    rollbacks, rolled = rollbacks + 1, True
                     at = _roll_back(folder, model, optimizers, checkpoints, log, at, what)
                     advance(at.step - step)
                     continue
@@ -258,7 +259,7 @@ def fit(
     if until is None:
         _finish(checkpoints, model, optimizers, config, at)
     workers.wait()
-    done = _fitted(folder, steps, at.trained, read, time.monotonic() - began, start)
+    done = _fitted(folder, steps, at, config, read, time.monotonic() - began, start)
     workers.wait()  # all have read what the main process may now move
     return done
 
@@ -447,13 +448,14 @@ def _clip(weights: list[torch.nn.Parameter], most: float) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-def _fitted(folder: Path, steps: int, trained: int, read: int, seconds: float, start: int) -> Fitted:
+def _fitted(folder: Path, steps: int, at: Place, config: LoopConfig, read: int, seconds: float, start: int) -> Fitted:
     rows = list(read_jsonl(folder / METRICS))
     losses = [row["loss"] for row in rows if "loss" in row]
     tail = losses[-max(1, len(losses) // 10) :]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     mean = sum(tail) / len(tail) if tail else math.nan
-    return Fitted(steps, mean, validation[-1] if validation else None, trained, read, seconds, start)
+    held_out = at.best_loss if config.keep == "best" else validation[-1] if validation else None
+    return Fitted(steps, mean, held_out, at.trained, read, seconds, start)
 
 
 def _note(loss: float, speed: float, work: float, peak: float, memory: int, left: float) -> str:

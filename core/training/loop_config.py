@@ -7,12 +7,13 @@ weights.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from luthier.core.errors import ConfigError
 
-__all__ = ["UNSEEN", "Keep", "LoopConfig", "OnSpike", "Precision"]
+__all__ = ["UNSEEN", "Keep", "LoopConfig", "OnSpike", "Precision", "check_rate"]
 
 Keep = Literal["last", "best", "every"]
 OnSpike = Literal["ignore", "stop", "rollback"]
@@ -61,6 +62,12 @@ class LoopConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
         if self.sample and self.parallel == "fsdp":
             raise ConfigError("sample needs the whole model in one process: leave it out, or take parallel = 'ddp'")
+
+
+def check_rate(rate: float | None) -> None:
+    """ConfigError for a learning rate that learns nothing, or away from the text."""
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"learning_rate = {rate:g}: expected more than 0; left out, it follows the model's width")
 
 
 # Fields that do not say which model is made. An interrupted run goes on although they differ.

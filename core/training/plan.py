@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def say_plan(prepared: Any, config: Any) -> None:
         f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
     )
     need, free = training_memory(prepared, config, first), memory_free(device)
-    say(f"  memory       about {need / 1e9:.1f} GB{_fits(need, free)}")
+    say(f"  memory       about {need / 1e9:.1f} GB{_fits(prepared, config, first, need, free)}")
     say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
     say(f"  precision    {config.precision}; kernels {kernels_said(device)}")
     say(f"  first batch  {len(first.ids_BT)} rows of {first.ids_BT.shape[1]} tokens, {first.trained:,} of them trained")
@@ -87,18 +88,28 @@ def training_memory(prepared: Any, config: Any, batch: Batch) -> int:
     kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
     if config.recompute:  # one layer at a time, and the input of each
         kept = kept // shape.num_hidden_layers + 4 * tokens * shape.num_hidden_layers * shape.hidden_size
-    weight = {"bf16-pure": 8, "fp32": 16}.get(config.precision, 16)
+    # a weight, its gradient and the optimizer's two means, which are float32 whatever the weight is
+    weight = (4 if config.precision == "bf16-pure" else 8) + (2 if config.optimizer == "adamw-8bit" else 8)
     if config.precision != "fp32":
         kept //= 2
     return weight * parameter_count(shape) + kept + (300 << 20)
 
 
-def _fits(need: int, free: int) -> str:
-    if not free:
-        return ""
-    if need <= free:
-        return f" of the {free / 1e9:.1f} GB that are free"
-    return f", but only {free / 1e9:.1f} GB are free: lower --micro-batch, add --recompute, or take a smaller --model"
+def _fits(prepared: Any, config: Any, batch: Batch, need: int, free: int) -> str:
+    """Whether the run fits; if it does not, the first change that makes it fit, from what costs the least time."""
+    if not free or need <= free:
+        return f" of the {free / 1e9:.1f} GB that are free" if free else ""
+    pieces = [rows for rows in (1 << i for i in range(20, -1, -1)) if rows < (config.micro_batch or len(batch.ids_BT))]
+    ways = [
+        (rows, again) for again in dict.fromkeys((config.recompute, True)) for rows in (config.micro_batch, *pieces)
+    ]
+    for rows, again in ways:
+        less = training_memory(prepared, replace(config, micro_batch=rows, recompute=again), batch)
+        if less <= free:
+            flags = [f"--micro-batch {rows}"] * (rows != config.micro_batch)
+            flags += ["--recompute"] * (again != config.recompute)
+            return f", but only {free / 1e9:.1f} GB are free: {' '.join(flags)} needs about {less / 1e9:.1f} GB"
+    return f", but only {free / 1e9:.1f} GB are free, and smaller pieces do not fit either: take a smaller --model"
 
 
 def _kind(windows: Any) -> str:

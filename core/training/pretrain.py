@@ -17,7 +17,7 @@ Legend: B rows of a batch, T tokens a row (`context`), V vocabulary, C hidden si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless, say_plan
 from luthier.core.training.pretrain_batches import held_out_batches, mixture, steps_of
 from luthier.core.training.pretrain_config import PretrainConfig, model_config, rate_of
-from luthier.core.training.runs import open_base, sampler, save, settings, write_run
+from luthier.core.training.runs import check_context, check_held_out, open_base, sampler, save, settings, write_run
 
 if TYPE_CHECKING:
     from luthier.core.data.shards import Shards
@@ -196,12 +196,14 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         model = open_base(given.base, given.tokenizer)
         if config.scale_positions and config.context > model.config.context:
             model.config = extend_context(model.config, config.context, config.scale_positions)
-        config = replace(config, context=min(config.context, model.config.context))
+        check_context(config, model.config, given.base, "or stretch its positions: --scale-positions yarn")
     else:
         model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
     shape = model.config
     if given.vectors is not None:
         _start_from(model, given.vectors, given)
+    held_out = held_out_batches([open_shards(folder, "validation") for folder in given.shards], config)
+    check_held_out(config, held_out, "Encode with a larger --validation-fraction.")
     text = mixture(train, config)
     steps = steps_of(config, text)
 
@@ -223,7 +225,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         "batch_at": batch_at,
         "steps": steps,
         "factor": lambda s: learning_rate_factor(s, steps, schedule=config.schedule, warmup=config.warmup),
-        "validation": held_out_batches([open_shards(folder, "validation") for folder in given.shards], config),
+        "validation": held_out,
         "evaluate_every": config.evaluate_every or max(1, -(-steps // 8)),
         "micro_batch": config.micro_batch,
         "max_grad_norm": config.max_grad_norm,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ConfigError, did_you_mean
-from luthier.core.training.loop_config import LoopConfig
+from luthier.core.training.loop_config import LoopConfig, check_rate
 
 if TYPE_CHECKING:
     from luthier.models.config import ModelConfig
@@ -34,7 +34,7 @@ class PretrainConfig(LoopConfig):
     """Tokens a window. The model's max_position_embeddings is the preset's, or this where it is longer."""
     scale_positions: Literal["", "linear", "dynamic", "yarn", "llama3"] = ""
     """With --base: how its rotary positions are scaled where `context` is longer than it can read (models/config.py);
-    left out, `context` is cut to what it reads."""
+    left out, that is an error."""
     batch_size: int = 8
     """Windows a step."""
     micro_batch: int = 0
@@ -50,8 +50,8 @@ class PretrainConfig(LoopConfig):
     optimizer: Literal["muon", "adamw", "adamw-8bit"] = "muon"
     """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; or AdamW with means of one byte (2
     bytes a weight instead of 8) for the matrices."""
-    learning_rate: float = 0.0
-    """Highest learning rate, the same for Muon and AdamW; 0: from the model's width, 1e-2 · 192 / hidden_size."""
+    learning_rate: float | None = None
+    """Highest learning rate, the same for Muon and AdamW; none: from the model's width, 1e-2 · 192 / hidden_size."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05
@@ -72,8 +72,9 @@ class PretrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = ("context", "batch_size")
-        zero_or_more = ("micro_batch", "steps", "tokens", "learning_rate", "weight_decay", "max_grad_norm")
+        zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm")
         _check(self, positive, (*zero_or_more, "evaluate_every"))
+        check_rate(self.learning_rate)
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")
         if self.precision == "bf16-pure" and self.optimizer != "adamw":

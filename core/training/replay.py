@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from luthier.core.artifacts import content_hash, read_json, read_jsonl
+from luthier.core.artifacts import content_hash, read_json, read_jsonl, write_json
 from luthier.core.errors import InputError, TrainingError
 
 __all__ = ["Replayed", "Run", "beginning_at", "checkpoints_of", "open_run", "replay"]
@@ -144,8 +144,8 @@ def beginning_at(run: Run, step: int) -> Iterator[Path]:
         for number, path in checkpoints_of(run.folder).items():
             if number <= step and (number == step or run.config.on_spike == "rollback"):
                 shutil.copytree(path, place / path.name, copy_function=_link)
-        if (run.folder / "metrics.jsonl").is_file():
-            shutil.copyfile(run.folder / "metrics.jsonl", place / "metrics.jsonl")
+                # its record begins anew: that of the run may have been edited, and be longer or shorter since
+                write_json(place / path.name / "state.json", {**read_json(path / "state.json"), "metrics_bytes": 0})
         yield place
 
 

@@ -7,21 +7,33 @@ after     the model in Hugging Face's layout with its tokenizer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import read_json, write_json
 from luthier.core.console import say
-from luthier.core.errors import InputError
+from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.loop_config import UNSEEN
 
 if TYPE_CHECKING:
+    from luthier.models.config import ModelConfig
     from luthier.models.transformer import Transformer
     from luthier.tokenizers.bpe import Tokenizer
 
-__all__ = ["RUN", "open_base", "sampler", "save", "settings", "threads_said", "write_run"]
+__all__ = [
+    "RUN",
+    "check_context",
+    "check_held_out",
+    "open_base",
+    "sampler",
+    "save",
+    "settings",
+    "threads_said",
+    "write_run",
+]
 
 RUN = "run.json"
 SAMPLE = 80  # tokens
@@ -52,6 +64,21 @@ def open_base(folder: Path, tokenizer: Path | None) -> Transformer:
     return model
 
 
+def check_context(config: Any, shape: ModelConfig, folder: Path, other: str) -> None:
+    """ConfigError for rows longer than the model of `folder` can read; `other` is what else helps."""
+    if config.context > shape.context:
+        raise ConfigError(
+            f"context = {config.context:,}: {folder} reads {shape.context:,} tokens\n"
+            f"Give --context {shape.context}, {other}"
+        )
+
+
+def check_held_out(config: Any, validation: Sequence[Any], how: str) -> None:
+    """ConfigError if the best model is asked for and there is nothing to measure it on; `how` one comes by it."""
+    if config.keep == "best" and not validation:
+        raise ConfigError(f"keep = 'best' needs held-out text to measure on, and there is none\n{how}")
+
+
 def settings(config: Any) -> dict[str, Any]:
     """What identifies the work: all settings but those that change nothing in the result."""
     best = {"keep"} if getattr(config, "keep", "") == "best" else set()
@@ -59,15 +86,17 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> None:
-    """run.json: what `luthier replay` and `luthier verify` start from: settings, threads, where the inputs lie."""
+    """run.json: what `luthier replay` and `luthier verify` start from: settings, threads, where the inputs lie; and the
+    name by which others know the run, which it keeps when it is gone on with."""
     import torch
 
     from luthier.core.training.execution import use_machine
 
     use_machine(config.threads)
-    threads = read_json(folder / RUN)["threads"] if (folder / RUN).is_file() else torch.get_num_threads()
+    before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    kept = {"threads": before.get("threads", torch.get_num_threads()), "id": before.get("id", uuid.uuid4().hex[:8])}
     paths = {name: _absolute(value) for name, value in given.items()}
-    write_json(folder / RUN, {"stage": stage, "config": asdict(config), "threads": threads, "given": paths})
+    write_json(folder / RUN, {"stage": stage, "config": asdict(config), **kept, "given": paths})
 
 
 def _absolute(value: Any) -> Any:

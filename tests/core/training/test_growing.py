@@ -9,7 +9,7 @@ import torch
 
 from luthier.core.artifacts import hash_file
 from luthier.core.data.shards import write_shards
-from luthier.core.errors import InputError
+from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.runs import open_base
@@ -101,7 +101,7 @@ def test_new_rows_start_from_vectors(base, extended, tmp_path, capsys):
     assert torch.equal(model.embed_tokens.weight, expected)
     assert "tokens start from" in capsys.readouterr().err
     nothing = module.Given((base / "shards",), base / "model", tmp_path / "vectors", base / "model")
-    with pytest.raises(InputError, match="its embedding is learned already"):
+    with pytest.raises(InputError, match="the tokenizer has none"):
         module.prepare(PretrainConfig(**TINY), nothing)
 
 
@@ -152,11 +152,13 @@ def test_a_tokenizer_that_changes_ids_is_refused(base, tmp_path):
 
 
 def test_a_longer_context_by_scaled_positions(base, tmp_path):
-    """300 tokens are more than the base's 256: cut without the flag, read with it; the folder keeps the scaling."""
+    """300 tokens are more than the base's 256: refused without the flag, read with it; the folder keeps the scaling."""
     shards = base / "shards"
     longer: dict[str, Any] = {**TINY, "context": 300, "steps": 1}
-    pretrain(shards, tmp_path / "cut", PretrainConfig(**longer), base=base / "model")
-    assert load_model(tmp_path / "cut").config.context == 256
+    with pytest.raises(ConfigError, match=r"context = 300: .*model reads 256 tokens\n.*--scale-positions yarn"):
+        pretrain(shards, tmp_path / "cut", PretrainConfig(**longer), base=base / "model")
+    with pytest.raises(ConfigError, match=r"context = 300: .*model reads 256 tokens\n.*--too-long"):
+        finetune(base / "model", [base / "q.jsonl"], tmp_path / "tuned", FinetuneConfig(context=300, threads=1))
     longer["scale_positions"] = "yarn"
     pretrain(shards, tmp_path / "long", PretrainConfig(**longer), base=base / "model")
     config = load_model(tmp_path / "long").config

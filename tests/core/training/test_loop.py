@@ -232,8 +232,8 @@ def test_checkpoints_are_written_beside_the_loop(tmp_path, monkeypatch):
     assert all(torch.equal(weights[name], p) for name, p in first.named_parameters())
 
 
-def dying(folder):
-    while not (folder / "step-00000001").is_dir():
+def dying(folder, step=1):
+    while not (folder / f"step-{step:08d}").is_dir():
         time.sleep(0.001)
     raise Killed
 
@@ -255,6 +255,15 @@ def test_keep_every_leaves_a_checkpoint_at_each_evaluation(tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").glob("step-*")) == ["step-00000003", "step-00000006"]
 
 
+def test_a_run_that_goes_on_from_its_first_evaluation_does_not_make_it_again(tmp_path):
+    arguments = {"validation": [uneven(100)], "evaluate_every": 3, "config": LoopConfig(keep="every")}
+    run(tmp_path / "whole", **arguments)
+    with pytest.raises(Killed):
+        run(tmp_path / "a", batch_at=lambda _: dying(tmp_path / "a", 0), **arguments)
+    run(tmp_path / "a", **arguments)
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("killed_at", [0, 7, 31])
 def test_keep_best_ends_with_the_model_of_the_lowest_loss(tmp_path, killed_at):
     """The rows that are trained after step 6 of 40 teach the opposite of what is measured."""
@@ -273,11 +282,11 @@ def test_keep_best_ends_with_the_model_of_the_lowest_loss(tmp_path, killed_at):
     if killed_at:
         with pytest.raises(Killed):
             run(tmp_path / "a", batch_at=batches, config=config, save_every=0, **arguments)
-    model, _ = run(tmp_path / "a", batch_at=lambda s: good if s < 6 else bad, config=config, **arguments)
+    model, done = run(tmp_path / "a", batch_at=lambda s: good if s < 6 else bad, config=config, **arguments)
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     losses = {r["step"]: r["validation_loss"] for r in rows if "validation_loss" in r}
     assert min(losses.values()) < losses[40] - 0.01
-    assert evaluate_loss(model, held_out, loop.next_token_loss) == min(losses.values())
+    assert evaluate_loss(model, held_out, loop.next_token_loss) == min(losses.values()) == done.validation_loss
     assert not list((tmp_path / "a").glob("step-*"))
 
 
@@ -324,6 +333,7 @@ def test_rollback_goes_back_to_the_last_evaluation_and_leaves_batches_out(tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert {"step": 20, "rolled_back_from": 23, "batches_left_out": 3} in rows
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 31))
+    assert [r["step"] for r in rows if "validation_loss" in r] == list(range(0, 31, 5))
 
 
 def test_rollback_gives_up_when_every_batch_is_bad(tmp_path):

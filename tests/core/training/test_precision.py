@@ -3,6 +3,8 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from luthier.core.errors import ConfigError
 from luthier.core.training.execution import FIRST_SCALE, has_compiler, rescale
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import AdamW
+from luthier.core.training.plan import training_memory
 from luthier.core.training.pretrain import Given, PretrainConfig, prepare, pretrain
 from luthier.models.checkpoints import load_model
 from luthier.scripts import cli
@@ -110,11 +113,21 @@ def test_a_plan_makes_nothing_and_says_everything(shards, tmp_path, capsys):
 
 
 def test_a_plan_that_does_not_fit_says_which_setting_to_lower(shards, monkeypatch, capsys):
+    """The largest pieces that fit; recomputing where no piece does; another model where nothing does."""
     from luthier.core.training import execution
 
+    prepared = prepare(CONFIG, Given((shards,)))
+    first = prepared.arguments["batch_at"](0)
+    need = {rows: training_memory(prepared, replace(CONFIG, micro_batch=rows), first) for rows in (1, 2, 4)}
+    monkeypatch.setattr(execution, "memory_free", lambda device: need[4] - 1)
+    pretrain(shards, shards.parent / "m", CONFIG, plan=True)
+    assert "are free: --micro-batch 2 needs about" in capsys.readouterr().err
+    monkeypatch.setattr(execution, "memory_free", lambda device: need[1] - 1)
+    pretrain(shards, shards.parent / "m", CONFIG, plan=True)
+    assert "--recompute needs about" in capsys.readouterr().err
     monkeypatch.setattr(execution, "memory_free", lambda device: 1 << 20)
     pretrain(shards, shards.parent / "m", CONFIG, plan=True)
-    assert "only 0.0 GB are free: lower --micro-batch, add --recompute" in capsys.readouterr().err
+    assert "only 0.0 GB are free, and smaller pieces do not fit either" in capsys.readouterr().err
 
 
 def test_folders_are_mixed_by_weight(shards, tmp_path):
@@ -143,6 +156,27 @@ def test_tensorboard_gets_the_curve(shards, tmp_path):
     events.Reload()
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "m").tolist(), rel=1e-6)
     assert [e.step for e in events.Scalars("validation_loss")] == [0, 10, 20]
+
+
+def test_wandb_gets_the_curve_and_knows_a_run_that_goes_on(shards, tmp_path, monkeypatch):
+    begun, rows = [], []
+
+    def init(**arguments):
+        begun.append(arguments)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return SimpleNamespace(log=lambda row, step: rows.append((step, row)), finish=lambda: None)
+
+    wandb = ModuleType("wandb")
+    wandb.__spec__, wandb.init = ModuleSpec("wandb", None), init  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = replace(CONFIG, wandb="piano", evaluate_every=10)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(shards, tmp_path / "m", config)
+    pretrain(shards, tmp_path / "m", config)
+    assert [step for step, row in rows if "validation_loss" in row] == [0, 10, 20]
+    assert [row["loss"] for _, row in rows if "loss" in row] == losses(tmp_path / "m").tolist()
+    assert begun[0] == begun[1] and begun[0]["id"] and (begun[0]["project"], begun[0]["name"]) == ("piano", "m")
 
 
 def test_a_missing_package_is_named_before_anything_is_made(shards, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Pretraining: it learns, mixes as stated, starts from vectors, and refuses what does not fit together."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from luthier.core.data.shards import Shards, write_shards
 from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
 from luthier.core.training.batches import chance, mixed
 from luthier.core.training.embedding import principal_components, start_embedding
+from luthier.core.training.finetune_config import FinetuneConfig
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.pretrain_batches import sources
 from luthier.models.checkpoints import load_model
@@ -133,12 +135,17 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
         pretrain(shards, tmp_path / "m", PretrainConfig(model="dem"))
     with pytest.raises(ConfigError, match="num_attention_heads = 5"):
         pretrain(shards, tmp_path / "m", PretrainConfig(num_attention_heads=5))
-    with pytest.raises(ConfigError, match="learning_rate = -1"):
-        PretrainConfig(learning_rate=-1)
+    for rate in (-1.0, 0.0, math.nan):
+        for kind in (PretrainConfig, FinetuneConfig):
+            with pytest.raises(ConfigError, match=f"learning_rate = {rate:g}: expected more than 0"):
+                kind(learning_rate=rate)
     with pytest.raises(ConfigError, match="general_share = 1"):
         PretrainConfig(general_share=1)
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         pretrain(shards, tmp_path / "m", tokenizer=tmp_path)
+    unmeasured = write_shards(tmp_path / "unmeasured", [np.arange(2, 30)], vocab_size=40, eos_id=0)
+    with pytest.raises(ConfigError, match=r"keep = 'best' needs held-out text .*\n.*--validation-fraction"):
+        pretrain(unmeasured, tmp_path / "m", PretrainConfig(**TINY, keep="best"))
     empty = write_shards(tmp_path / "empty", [], vocab_size=40, eos_id=0)
     with pytest.raises(TrainingError, match="holds no text to train on"):
         pretrain(empty, tmp_path / "m")

@@ -107,12 +107,14 @@ def test_an_honest_run_is_confirmed(place, capsys):
     assert "losses and weights bit-equal" in capsys.readouterr().out
 
 
-def test_a_changed_record_is_found_at_its_step(place, tmp_path):
+@pytest.mark.parametrize("loss", ["9.0", "9.123456789012345678"])
+def test_a_changed_record_is_found_at_its_step(place, tmp_path, loss):
+    """Also where the file is shorter or longer since."""
     model = copied(place, tmp_path)
     lines = (model / "metrics.jsonl").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if '"step": 10, "loss"' in line)
     row = json.loads(lines[at])
-    lines[at] = json.dumps({**row, "loss": row["loss"] + 1e-7})
+    lines[at] = lines[at].replace(json.dumps(row["loss"]), loss)
     (model / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     found = verify(model, segments=4)
     assert [s.differs_at for s in found.stretches] == [None, 10, None, None]
