@@ -128,7 +128,8 @@ def _gensim(sg: bool) -> Train:
     def train(source: Source, seed: int) -> np.ndarray:
         sentences = source.sentences()
         model = gensim(sentences, 1, sg, seed)
-        model.train(sentences, total_examples=len(sentences), epochs=1)
+        # By words, as ours: its own default lets the rate fall by documents, which short ones first would bring down.
+        model.train(sentences, total_words=len(source.rows), epochs=1)
         return model.wv[source.words]
 
     return train

@@ -128,7 +128,7 @@ def _speed(
             calls["ours"] = lambda sg=sg, t=threads: seconds(lambda: _train(source, t, sg=sg))
             if (model := gensim(sentences, threads, sg)) is not None:
                 calls[gensim_version()] = lambda m=model: seconds(
-                    lambda: m.train(sentences, total_examples=len(sentences), epochs=1)
+                    lambda: m.train(sentences, total_words=len(source.rows), epochs=1)
                 )
             for name in ("word2vec", "fasttext"):
                 if name in paths:
@@ -227,7 +227,7 @@ def _memory_of_ours(source: Source) -> int:
 
 def _memory_of_gensim(sentences: list[list[str]]) -> int:
     with most_memory() as memory:
-        gensim(sentences, 1).train(sentences, total_examples=len(sentences), epochs=1)
+        gensim(sentences, 1).train(sentences, total_words=sum(map(len, sentences)), epochs=1)
     return memory.most
 
 
