@@ -25,6 +25,7 @@ import binascii
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -432,8 +433,7 @@ def _read_ranks(file: Path, data: bytes) -> dict[int, bytes]:
     return by_rank
 
 
-def _from_base64(token: bytes) -> bytes:
-    return binascii.a2b_base64(token, strict_mode=True)
+_from_base64 = partial(binascii.a2b_base64, strict_mode=True)
 
 
 def save_tiktoken(tokenizer: Tokenizer, file: Path) -> None:
