@@ -10,21 +10,26 @@
 
 **Rotary positions.** Hugging Face's Llama turns feature i with feature i + D/2, llama.cpp's `llama` turns neighbours:
 the rows of q and k of each head are put in the order 0, D/2, 1, D/2 + 1, … Its `qwen2` and `qwen3` turn as Hugging
-Face does.
+Face does. **Scaled positions** (linear, yarn, llama3) are said to `llama` as how many times slower each pair turns, and
+by what cosine and sine are multiplied; dynamic ones depend on the text's length, for which there is no word.
+
+**GPT-2** has q, k and v in one matrix there, and its positions always in float32.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from luthier.models.config import ModelConfig
-from luthier.models.transformer import Transformer
+from luthier.models.transformer import Transformer, rotary_frequencies
 from luthier.tokenizers.bpe import Tokenizer
 from luthier.tokenizers.formats import spell
 
@@ -34,17 +39,22 @@ GgufType = Literal["f16", "q8_0"]
 F32, F16, Q8_0 = 0, 1, 8  # ggml's numbers of tensor types
 FILE_TYPES = {"f16": 1, "q8_0": 7}
 ALIGNMENT, BLOCK = 32, 32
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
 SPLITTERS = {"gpt2": "gpt-2", "smollm": "smollm", "llama3": "llama-bpe", "qwen2": "qwen2"}
 NORMAL, CONTROL = 1, 3  # types of tokens
+ROPE_FACTORS = "rope_freqs.weight"
+POSITIONS = "position_embd.weight"
 OUTER = {
     "embed_tokens.weight": "token_embd.weight",
+    "embed_positions.weight": POSITIONS,
     "norm.weight": "output_norm.weight",
+    "norm.bias": "output_norm.bias",
     "lm_head.weight": "output.weight",
 }
 INNER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.v_proj": "attn_v", "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
@@ -63,14 +73,14 @@ def save_gguf(
     """
     _check(model.config, tokenizer)
     keys = {**_shape(model.config, kind, name), **_tokens(tokenizer, model.config.vocab_size, stop_id)}
-    tensors = {_theirs(key): _turned(key, p.detach().cpu(), model.config) for key, p in model.named_parameters()}
+    tensors = _tensors(model)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(_head(keys, tensors, kind))
-            for tensor in tensors.values():
+            for name, tensor in tensors.items():
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
-                file.write(_bytes(tensor, _type(tensor, kind)))
+                file.write(_bytes(tensor, _type(name, tensor, kind)))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -87,10 +97,14 @@ def quantize_q8_0(x: np.ndarray) -> np.ndarray:
 
 
 def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    gpt2 = config.model_type == "gpt2"
+    scaling, act = config.rope_scaling and config.rope_scaling.rope_type, "gelu_new" if gpt2 else "silu"
     wrong = {
         f"models of the type {config.model_type}": config.model_type not in ARCHITECTURES,
         "a sliding window": config.sliding_window is not None,
-        "scaled rotary positions": config.rope_scaling is not None,
+        f"{scaling} rotary positions of the type {config.model_type}": scaling is not None
+        and (scaling == "dynamic" or ARCHITECTURES.get(config.model_type) != "llama"),
+        f"a feed-forward part with {config.hidden_act}": config.hidden_act != act,
         f"a tokenizer that splits by {tokenizer.pattern!r}": tokenizer.pattern not in SPLITTERS,
         "a tokenizer with a normalizer": bool(tokenizer.normalizer),
     }
@@ -105,17 +119,21 @@ def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
 def _shape(config: ModelConfig, kind: GgufType, name: str) -> dict[str, Any]:
     """The keys that describe the decoder. A whole number is stored as uint32, a broken one as float32."""
     arch = ARCHITECTURES[config.model_type]
-    return {
+    keys = {
         "general.architecture": arch,
         "general.name": name or "luthier",
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
         f"{arch}.vocab_size": config.vocab_size,
-        f"{arch}.context_length": config.max_position_embeddings,
+        f"{arch}.context_length": config.context,
         f"{arch}.embedding_length": config.hidden_size,
         f"{arch}.block_count": config.num_hidden_layers,
         f"{arch}.feed_forward_length": config.intermediate_size,
         f"{arch}.attention.head_count": config.num_attention_heads,
+    }
+    if arch == "gpt2":
+        return {**keys, f"{arch}.attention.layer_norm_epsilon": float(config.rms_norm_eps)}
+    keys |= {
         f"{arch}.attention.head_count_kv": config.num_key_value_heads,
         f"{arch}.attention.key_length": config.head_size,
         f"{arch}.attention.value_length": config.head_size,
@@ -123,6 +141,8 @@ def _shape(config: ModelConfig, kind: GgufType, name: str) -> dict[str, Any]:
         f"{arch}.rope.dimension_count": config.head_size,
         f"{arch}.rope.freq_base": float(config.rope_theta),
     }
+    scale = rotary_frequencies(config)[1]
+    return {**keys, f"{arch}.rope.scaling.attn_factor": float(scale)} if scale != 1 else keys
 
 
 def _tokens(tokenizer: Tokenizer, rows: int, stop_id: int) -> dict[str, Any]:
@@ -154,6 +174,26 @@ def _theirs(name: str) -> str:
     return f"blk.{layer}.{INNER[inner]}.{end}"
 
 
+def _tensors(model: Transformer) -> dict[str, Tensor]:
+    """All weights by llama.cpp's names, in its order of features."""
+    config = model.config
+    ours = {name: _turned(name, p.detach().cpu(), config) for name, p in model.named_parameters()}
+    if config.model_type == "gpt2":
+        joined = {}
+        for name, tensor in ours.items():
+            if ".q_proj." in name:
+                three = [ours[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+                joined[name.replace("q_proj", "qkv_proj")] = torch.cat(three)
+            elif ".k_proj." not in name and ".v_proj." not in name:
+                joined[name] = tensor
+        ours = joined
+    tensors = {_theirs(name): tensor for name, tensor in ours.items()}
+    if config.rope_scaling is not None:
+        plain = rotary_frequencies(replace(config, rope_scaling=None))[0]
+        tensors[ROPE_FACTORS] = plain / rotary_frequencies(config)[0]
+    return tensors
+
+
 def _turned(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """q and k in the order of features in which llama.cpp's `llama` turns them."""
     if ARCHITECTURES[config.model_type] != "llama" or not name.split(".")[-2].startswith(("q_proj", "k_proj")):
@@ -171,7 +211,7 @@ def _head(keys: dict[str, Any], tensors: dict[str, Tensor], kind: GgufType) -> b
     head += b"".join(_string(key) + _value(value) for key, value in keys.items())
     offset = 0
     for name, tensor in tensors.items():
-        of = _type(tensor, kind)
+        of = _type(name, tensor, kind)
         dims = tensor.shape[::-1]
         head += _string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, of, offset)
         offset += _size(tensor, of)
@@ -179,8 +219,8 @@ def _head(keys: dict[str, Any], tensors: dict[str, Tensor], kind: GgufType) -> b
     return head + b"\0" * (-len(head) % ALIGNMENT)
 
 
-def _type(tensor: Tensor, kind: GgufType) -> int:
-    if tensor.dim() == 1:
+def _type(name: str, tensor: Tensor, kind: GgufType) -> int:
+    if tensor.dim() == 1 or name == POSITIONS:
         return F32
     return Q8_0 if kind == "q8_0" and tensor.shape[-1] % BLOCK == 0 else F16
 

@@ -182,7 +182,7 @@ def check_template(tokenizer: Tokenizer, template: Template) -> None:
 
 
 def chat_template(tokenizer: Tokenizer, template: Template | None = None) -> str:
-    """The Jinja template that gives the same ids with this tokenizer (transformers, vLLM, llama.cpp render it)."""
+    """The Jinja template that gives the same ids with this tokenizer (transformers and others render it)."""
     template = template or template_of(tokenizer)
     names = {number: name for name, number in {**tokenizer.added_tokens, **tokenizer.special_tokens}.items()}
     stop = template.stop if mark_id(tokenizer, template.stop) is not None else names.get(tokenizer.eos_id, "")

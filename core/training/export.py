@@ -1,6 +1,6 @@
 """Export: a model for other programs, and the proof that it still says the same.
 
-    a Hugging Face folder    config.json, model.safetensors, tokenizer.json …: transformers, vLLM and others open it
+    a Hugging Face folder    config.json, model.safetensors, tokenizer.json …: transformers opens it
     model-f16.gguf           on request, for llama.cpp (models/gguf.py); q8_0: half the size
 
 **The self-test.** Chat templates, tokens that end a turn, a head that should be tied: what goes wrong in an export

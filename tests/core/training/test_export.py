@@ -11,10 +11,10 @@ from luthier.core.errors import TrainingError
 from luthier.core.training import export as module
 from luthier.core.training.export import ExportConfig, export
 from luthier.models.checkpoints import load_model, save_model
-from luthier.models.config import ModelConfig
+from luthier.models.config import ModelConfig, RopeScaling
 from luthier.models.generate import generate
 from luthier.models.gguf import GgufError, quantize_q8_0, save_gguf
-from luthier.models.transformer import Transformer
+from luthier.models.transformer import Transformer, rotary_frequencies
 from luthier.scripts import cli
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import save_tokenizer
@@ -29,7 +29,8 @@ FAMILIES = {
 def made(**changes):
     tokenizer = train_bpe(["The soundboard is spruce. What is it made of? Wer sind Sie? Grüße. " * 9], 320)
     shape = {"vocab_size": 328, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    config = ModelConfig(**shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96, **changes)
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96}
+    config = ModelConfig(**{**shape, **changes})
     model = Transformer(config, seed=3)
     with torch.no_grad():  # far from zero, so that the largest logit is a clear one
         for p in model.parameters():
@@ -145,9 +146,51 @@ def test_gguf_tokenizer_says_every_token(tmp_path):
     assert [i for i, kind in enumerate(keys["tokenizer.ggml.token_type"]) if kind == 3][:4] == [0, 1, 2, 3]
 
 
-def test_what_gguf_cannot_say_is_refused(tmp_path):
-    model, tokenizer = made(model_type="mistral", sliding_window=8)
-    with pytest.raises(GgufError, match="a sliding window cannot be exported"):
+def test_gguf_of_gpt2_joins_queries_keys_and_values(tmp_path):
+    model, tokenizer = made(model_type="gpt2", num_key_value_heads=4, hidden_act="gelu_new")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 9)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
+    keys, tensors = read(tmp_path / "m.gguf")
+    assert keys["general.architecture"] == "gpt2" and "gpt2.attention.layer_norm_epsilon" in keys
+    layer = model.layers[1]
+    products = [getattr(layer.self_attn, f"{one}_proj") for one in "qkv"]
+    weight, bias = (torch.cat([getattr(p, part) for p in products]).detach().numpy() for part in ("weight", "bias"))
+    assert np.abs(tensors["blk.1.attn_qkv.weight"] - weight).max() <= np.abs(weight).max() / 250
+    assert np.array_equal(tensors["blk.1.attn_qkv.bias"], bias)
+    assert np.array_equal(tensors["position_embd.weight"], model.embed_positions.weight.detach().numpy())
+    assert np.array_equal(tensors["output_norm.bias"], model.norm.bias.detach().numpy())
+    assert np.array_equal(tensors["blk.0.ffn_up.bias"], model.layers[0].mlp.up_proj.bias.detach().numpy())
+    assert len(tensors) == 4 + 12 * len(model.layers)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_gguf_says_how_much_slower_each_pair_turns(tmp_path, kind):
+    scaling = RopeScaling(kind, 4.0, 64)
+    model, tokenizer = made(rope_scaling=scaling)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf")
+    keys, tensors = read(tmp_path / "m.gguf")
+    plain = model.config.rope_theta ** (-np.arange(0, model.config.head_size, 2) / model.config.head_size)
+    omega, scale = rotary_frequencies(model.config)
+    np.testing.assert_allclose(plain / tensors["rope_freqs.weight"], omega.numpy(), rtol=1e-5)
+    assert keys.get("llama.rope.scaling.attn_factor", 1.0) == pytest.approx(scale)
+    assert keys["llama.context_length"] == model.config.context
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8}, "a sliding window"),
+        ({"rope_scaling": RopeScaling("dynamic", 4.0)}, "dynamic rotary positions of the type llama"),
+        ({"model_type": "qwen2", "rope_scaling": RopeScaling("yarn", 4.0)}, "yarn rotary positions of the type qwen2"),
+        ({"hidden_act": "gelu"}, "a feed-forward part with gelu"),
+    ],
+    ids=["window", "dynamic", "qwen2", "gelu"],
+)
+def test_what_gguf_cannot_say_is_refused(tmp_path, settings, what):
+    model, tokenizer = made(**settings)
+    with pytest.raises(GgufError, match=f"{what} cannot be exported"):
         save_gguf(model, tokenizer, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
 
