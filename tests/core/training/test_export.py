@@ -1,6 +1,7 @@
 """Export: the files say what the model says, or nothing is left; GGUF read back by the gguf package."""
 
 import json
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -154,14 +155,14 @@ def test_gguf_of_gpt2_joins_queries_keys_and_values(tmp_path):
     save_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
     keys, tensors = read(tmp_path / "m.gguf")
     assert keys["general.architecture"] == "gpt2" and "gpt2.attention.layer_norm_epsilon" in keys
-    layer = model.layers[1]
+    first, layer, norm = (cast(Any, part) for part in (model.layers[0], model.layers[1], model.norm))
     products = [getattr(layer.self_attn, f"{one}_proj") for one in "qkv"]
     weight, bias = (torch.cat([getattr(p, part) for p in products]).detach().numpy() for part in ("weight", "bias"))
     assert np.abs(tensors["blk.1.attn_qkv.weight"] - weight).max() <= np.abs(weight).max() / 250
     assert np.array_equal(tensors["blk.1.attn_qkv.bias"], bias)
-    assert np.array_equal(tensors["position_embd.weight"], model.embed_positions.weight.detach().numpy())
-    assert np.array_equal(tensors["output_norm.bias"], model.norm.bias.detach().numpy())
-    assert np.array_equal(tensors["blk.0.ffn_up.bias"], model.layers[0].mlp.up_proj.bias.detach().numpy())
+    assert np.array_equal(tensors["position_embd.weight"], cast(Any, model.embed_positions).weight.detach().numpy())
+    assert np.array_equal(tensors["output_norm.bias"], norm.bias.detach().numpy())
+    assert np.array_equal(tensors["blk.0.ffn_up.bias"], first.mlp.up_proj.bias.detach().numpy())
     assert len(tensors) == 4 + 12 * len(model.layers)
 
 
