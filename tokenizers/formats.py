@@ -81,6 +81,9 @@ _MODEL_DEFAULTS = {
     "end_of_word_suffix": (None, ""),
     "byte_fallback": (False, None),
 }
+_PARTS = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor"}
+_PARTS |= {"decoder", "model"}
+_MODEL_PARTS = {"type", "vocab", "merges", "ignore_merges", "fuse_unk", *_MODEL_DEFAULTS}
 
 
 def spell(token: bytes) -> str:
@@ -132,11 +135,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def _from_json(file: Path) -> Tokenizer:
     whole, config = _read_json(file), _read_config(file.parent)
     model = _part(file, whole, "model")
+    if unknown := whole.keys() - _PARTS:
+        raise TokenizerFileError(f"{file}: unknown part {min(unknown)!r}, which might change the ids")
     if model.get("type") == "Unigram" or model.get("byte_fallback"):
         from luthier.tokenizers.piece_formats import load_pieces
 
         return load_pieces(file, whole, config, _template(file.parent, config))  # pyright: ignore[reportReturnType]
     _check_model(file, model)
+    _check_after(file, whole)
     vocab: dict[str, int] = _part(file, model, "vocab")
     added = {a["content"]: a for a in whole.get("added_tokens") or []}
     for content, token in added.items():
@@ -159,6 +165,8 @@ def _from_json(file: Path) -> Tokenizer:
             chat_template=_template(file.parent, config),
             kept={"config": config, **{k: whole[k] for k in ("post_processor", "decoder") if whole.get(k)}},
         )
+    except TokenizerFileError:
+        raise
     except ValueError as error:
         raise TokenizerFileError(f"{file}: {error}") from error
 
@@ -205,9 +213,21 @@ def _check_model(file: Path, model: Mapping[str, Any]) -> None:
     kind = model.get("type", "BPE" if "merges" in model else "without merges")
     if kind != "BPE":
         raise TokenizerFileError(f"{file}: the model is {kind}, only byte-level BPE is supported")
+    if unknown := model.keys() - _MODEL_PARTS:
+        raise TokenizerFileError(f"{file}: the model has an unknown part {min(unknown)!r}, which might change the ids")
     for key, harmless in _MODEL_DEFAULTS.items():
         if key in model and model[key] not in harmless:
             raise TokenizerFileError(f"{file}: the model has {key}={model[key]!r}, which is not supported")
+
+
+def _check_after(file: Path, whole: Mapping[str, Any]) -> None:
+    """What comes after encoding: `post_processor` may add special tokens, `decoder` must join bytes."""
+    for step in _sequence(whole.get("post_processor"), "processors"):
+        if step.get("type") not in ("ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing"):
+            raise TokenizerFileError(f"{file}: post_processor {_named([step])} is not supported")
+    for step in _sequence(whole.get("decoder"), "decoders"):
+        if step.get("type") != "ByteLevel":
+            raise TokenizerFileError(f"{file}: decoder {_named([step])} is not supported, only ByteLevel")
 
 
 def _normalizer(file: Path, part: Mapping[str, Any] | None) -> Any:
