@@ -16,6 +16,7 @@ Goldberg & Levy (2014, arXiv:1402.3722) derive the first of the two in full. Aro
 - *window*: its reach is drawn anew for each word, 1 … `window`, which counts near words more often;
 - *noise* is drawn in proportion to count^`ns_exponent` (¾), exactly and in constant time, by Walker's alias table;
 - *sample*: a word of frequency f is kept with probability √(t/f) + t/f, t = `sample` (the formula of word2vec.c);
+- first vectors are drawn evenly from ±1/D, as gensim's and fastText's are (word2vec.c: ±½/D); contexts begin at zero;
 - the rate falls in a straight line from `alpha` to `min_alpha` over all words of all epochs;
 - *n-grams* (Bojanowski et al. 2017, arXiv:1607.04606, eq. 2): w is the mean of the word's own row and those of its
   character n-grams (models/ngrams.py), so that a word never seen has a vector;
@@ -272,7 +273,7 @@ def _model(counts: np.ndarray, s: Word2VecSettings, tokens: Sequence[str]) -> tu
     rng = np.random.default_rng(s.seed)
     for start in range(0, V + B, PIECE):
         block = table[start : min(start + PIECE, V + B), : s.vector_size]
-        block[:] = (rng.random(block.shape, np.float32) - 0.5) / s.vector_size
+        block[:] = (2 * rng.random(block.shape, np.float32) - 1) / s.vector_size
     accept, alias = alias_table(counts**s.ns_exponent)
     noise = alias + np.minimum(accept, 1 - 2**-26)  # both in one number, and one look into memory
     keep = keep_probability(counts, s.sample)

@@ -80,7 +80,7 @@ def quality(
         for name, case in cases.items():
             if seed >= SHOWN and not case.claimed:
                 continue
-            key = f"{name}, seed {seed}, {_digest(case.source, sets)}"
+            key = f"{name}, seed {seed}, {_digest(case, sets)}"
             if key not in known or (own and name == own[0]):
                 say(f"  quality: seed {seed}, {name}")
                 known[key] = _scores(case.source, case.train(case.source, seed), sets)
@@ -173,9 +173,10 @@ def _rows(name: str, case: Case, ours: list[list[Score]], theirs: list[list[Scor
 # ---------------------------------------------------------------- what is kept
 
 
-def _digest(source: Source, sets: Sequence[WordSet]) -> str:
-    """What the scores come from, but for the case and the seed."""
-    trainer = b"".join(Path(str(m.__file__)).read_bytes() for m in (word2vec, word2vec_fast, ngrams))
+def _digest(case: Case, sets: Sequence[WordSet]) -> str:
+    """What the scores come from, but for the name and the seed: of a peer, only text and sets."""
+    source, files = case.source, [m.__file__ for m in (word2vec, word2vec_fast, ngrams) if case.peer]
+    trainer = b"".join(Path(str(file)).read_bytes() for file in files)
     settings = repr((SIZE, WINDOW, NEGATIVE, NGRAMS, source.words, sets)).encode()
     return sha256(trainer + settings + source.rows.tobytes() + source.offsets.tobytes()).hexdigest()[:16]
 
