@@ -37,13 +37,12 @@ slope: Any = torch.ops.aten._softmax_backward_data.out
 
 
 def fits(q_BTHD: Tensor, k_BTKD: Tensor) -> bool:
-    """Whether this is the faster way: whole texts in float32 on a CPU, outside torch.compile and autocast."""
+    """Whether this is the faster way: whole texts in float32 on a CPU, outside autocast."""
     return (
         q_BTHD.device.type == "cpu"
         and q_BTHD.dtype == torch.float32
         and q_BTHD.shape[1] == k_BTKD.shape[1] >= FEWEST
         and q_BTHD.numel() > 0
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -94,37 +93,58 @@ def _add(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
         total.add_(a.mT @ b, alpha=scale)
 
 
+# Operations of their own, into which torch.compile does not look: PyTorch's softmax has the faster exponential
+@torch.library.custom_op("luthier::causal_attention", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    K, out = k.shape[2], q.new_empty(q.shape)
+    for share in _shares(q):
+        k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
+        for band in _bands(q.shape[1]):
+            p = _weights(_by_head(q[share, band], K), k_all[:, : band.stop], band.start, scale)
+            _put(out[share, band], p @ v_all[:, : band.stop], K)
+    return out
+
+
+@torch.library.custom_op("luthier::causal_attention_backward", mutates_args=())
+def _backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    K, (dq, dk, dv) = k.shape[2], (x.new_empty(x.shape) for x in (q, k, v))
+    for share in _shares(q):
+        k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
+        dk_all, dv_all = torch.zeros_like(k_all), torch.zeros_like(v_all)
+        for band in _bands(q.shape[1]):
+            q_band, do, seen = _by_head(q[share, band], K), _by_head(dout[share, band], K), slice(band.stop)
+            p = _weights(q_band, k_all[:, seen], band.start, scale)
+            _add(dv_all[:, seen], p, do)
+            ds = do @ v_all[:, seen].mT
+            slope(ds, p, -1, ds.dtype, grad_input=ds)
+            _add(dk_all[:, seen], ds, q_band, scale)
+            _put(dq[share, band], ds @ k_all[:, seen], K)
+        _put(dk[share], dk_all, K)
+        _put(dv[share], dv_all, K)
+    return dq.mul_(scale), dk, dv
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_backward.register_fake
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
 class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.scale, K, out = scale, k.shape[2], q.new_empty(q.shape)
-        for share in _shares(q):
-            k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
-            for band in _bands(q.shape[1]):
-                p = _weights(_by_head(q[share, band], K), k_all[:, : band.stop], band.start, scale)
-                _put(out[share, band], p @ v_all[:, : band.stop], K)
-        return out
+        ctx.scale = scale
+        return _forward(q, k, v, scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (q, k, v), (dout,), scale = ctx.saved_tensors, gradients, ctx.scale
-        K, (dq, dk, dv) = k.shape[2], (x.new_empty(x.shape) for x in (q, k, v))
-        for share in _shares(q):
-            k_all, v_all = _by_head(k[share], K), _by_head(v[share], K)
-            dk_all, dv_all = torch.zeros_like(k_all), torch.zeros_like(v_all)
-            for band in _bands(q.shape[1]):
-                q_band, do, seen = _by_head(q[share, band], K), _by_head(dout[share, band], K), slice(band.stop)
-                p = _weights(q_band, k_all[:, seen], band.start, scale)
-                _add(dv_all[:, seen], p, do)
-                ds = do @ v_all[:, seen].mT
-                slope(ds, p, -1, ds.dtype, grad_input=ds)
-                _add(dk_all[:, seen], ds, q_band, scale)
-                _put(dq[share, band], ds @ k_all[:, seen], K)
-            _put(dk[share], dk_all, K)
-            _put(dv[share], dv_all, K)
-        return dq.mul_(scale), dk, dv, None
+        return *_backward(*gradients, *ctx.saved_tensors, ctx.scale), None
 
 
 def causal_attention(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, scale: float) -> Tensor:

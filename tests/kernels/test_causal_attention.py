@@ -76,3 +76,14 @@ def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Ca
         attention(q, k, k)
         assert not fits(q, k)
     assert calls == [1] and not fits(q.to("meta"), k.to("meta"))
+
+
+def test_compiled(random: Callable[..., Tensor]) -> None:
+    """In one graph, with the same bits."""
+    given = [random(2, 130, 4, 8).requires_grad_(), *(random(2, 130, 2, 8, seed=s).requires_grad_() for s in (1, 2))]
+
+    def slopes(call: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(call(*given).square().sum(), given)
+
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    assert all(torch.equal(a, b) for a, b in zip(slopes(compiled), slopes(attention), strict=True))

@@ -102,3 +102,15 @@ def test_another_width_is_torchs_error(fast: list[int]) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(torch.ones(128, 8), torch.ones(4, 16, requires_grad=True))
     assert not fast
+
+
+@there
+def test_compiled(fast: list[int], random: Callable[..., Any]) -> None:
+    """In one graph, with the same values and gradients."""
+    x, weight = random(80, 16).float().requires_grad_(), random(9, 16, seed=1).float().requires_grad_()
+    given = [x, weight]
+    expected = torch.autograd.grad(F.linear(x, weight).sin().sum(), given)
+    y = torch.compile(lambda x, w: linear(x, w).sin().sum(), backend="aot_eager", fullgraph=True)(x, weight)
+    for found, right in zip(torch.autograd.grad(y, given), expected, strict=True):
+        torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
+    assert len(fast) == 2
