@@ -72,12 +72,18 @@ def cost(rows: int, columns: int, itemsize: int, *, add: bool = False) -> dict[s
 # ---------------------------------------------------------------- PyTorch
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y and r."""
+    r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * r).mul_(weight), r
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, r = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -201,6 +207,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto
         return _TritonRMSNorm.apply(x, None, weight, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     if x.dtype in (torch.float16, torch.bfloat16):
         return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
+    if not torch.is_grad_enabled():  # a node costs more than the norm of a single token
+        return _normed(x, weight, eps)[0]
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 

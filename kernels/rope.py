@@ -196,6 +196,8 @@ def rope(x_BTHD: Tensor, cos: Tensor, sin: Tensor, *, impl: Impl = "auto") -> Te
     Raises ValueError for an odd D or tables of another size.
     """
     triton = _check("rope", x_BTHD, cos, sin, impl)
+    if not torch.is_grad_enabled():  # a node costs more than turning a single token
+        return _into(None, x_BTHD, cos, sin, triton, back=False)
     return _Rope.apply(x_BTHD, cos, sin, triton, False)  # pyright: ignore[reportReturnType]
 
 
