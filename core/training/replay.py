@@ -41,6 +41,18 @@ class Run:
     """The mixture of windows (pretraining)."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The lines of metrics.jsonl."""
+    processes: int = 1
+    """How many trained it together."""
+
+    def by_one(self) -> Run:
+        """Itself. TrainingError if several processes trained it: their sums are rounded otherwise than those here."""
+        if self.processes > 1:
+            raise TrainingError(
+                f"{self.folder} was trained by {self.processes} processes: a single one adds up in another order, so "
+                "that no bit can be confirmed here\n"
+                "What a step was made of: luthier show RUN --step N"
+            )
+        return self
 
     def row(self, step: int) -> dict[str, Any]:
         """What metrics.jsonl says of a step. InputError if the run has no such step."""
@@ -71,7 +83,7 @@ def open_run(folder: Path) -> Run:
     config = getattr(stage, kinds[about["stage"]])(**settings)
     rows = list(read_jsonl(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
     opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)
-    return replace(opened, folder=folder, rows=rows)
+    return replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1))
 
 
 def _home(folder: Path, mark: str) -> Path:
@@ -204,7 +216,7 @@ def replay(folder: Path, step: int) -> Replayed:
     """Make step `step` (from 1) of a run again. InputError if there is no such step, or the inputs are not the same."""
     from luthier.core.training.tracing import trace
 
-    run = open_run(folder)
+    run = open_run(folder).by_one()
     recorded = run.row(step)
     started = max((s for s in checkpoints_of(run.folder) if s < step), default=0)
     with beginning_at(run, started) as place:

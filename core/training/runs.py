@@ -7,6 +7,7 @@ after     the model in Hugging Face's layout with its tokenizer
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -94,9 +95,11 @@ def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> N
 
     use_machine(config.threads)
     before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     kept = {"threads": before.get("threads", torch.get_num_threads()), "id": before.get("id", uuid.uuid4().hex[:8])}
     paths = {name: _absolute(value) for name, value in given.items()}
-    write_json(folder / RUN, {"stage": stage, "config": asdict(config), **kept, "given": paths})
+    about = {"stage": stage, "config": asdict(config), **kept, "processes": processes, "given": paths}
+    write_json(folder / RUN, about)
 
 
 def _absolute(value: Any) -> Any:

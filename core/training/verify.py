@@ -69,7 +69,7 @@ def verify(folder: Path, *, segments: int = 3, seed: int = 0) -> Verified:
     """Train `segments` random stretches of a run again and compare. InputError if the run cannot be rebuilt."""
     if segments < 1:
         raise ConfigError(f"segments = {segments}: expected 1 or more")
-    run = open_run(folder)
+    run = open_run(folder).by_one()
     last = max((row["step"] for row in run.rows if "loss" in row), default=0)
     if not last:
         raise InputError(f"{folder}: no step in metrics.jsonl yet")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.core.data.encode import encode
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, TrainingError
 from luthier.core.show.show import show
 from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
@@ -120,6 +120,16 @@ def test_a_changed_record_is_found_at_its_step(place, tmp_path, loss):
     assert [s.differs_at for s in found.stretches] == [None, 10, None, None]
     assert "steps 7 to 12: DIFFERS, first at step 10" in str(found)
     assert not replay(model, 10).exact
+
+
+def test_a_run_of_several_processes_is_not_confirmed_by_one(place, tmp_path):
+    model = copied(place, tmp_path)
+    about = json.loads((model / "run.json").read_text())
+    assert about["processes"] == 1
+    (model / "run.json").write_text(json.dumps({**about, "processes": 2}))
+    for again in (lambda: verify(model), lambda: replay(model, 2)):
+        with pytest.raises(TrainingError, match="was trained by 2 processes"):
+            again()
 
 
 def test_a_changed_weight_is_found(place, tmp_path):
