@@ -381,4 +381,4 @@ def mended(text: str) -> str:
     """`text` with pairs of surrogates as the character they stand for and lone ones as �, as tiktoken does."""
     if text.isascii():
         return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return str.encode(text, "utf-16", "surrogatepass").decode("utf-16", "replace")

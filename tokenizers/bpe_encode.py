@@ -100,12 +100,15 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], pattern: str, num_threads: int = 1) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts, cut into pieces by `pattern`, and where each text starts in them (one more than texts). Any
-        number of threads may call it. Raises TextError."""
+        number of threads may call it. Raises TextError, and TypeError for what is no string."""
+        texts = list(texts)  # compiled code reads the strings while others may change the caller's list
+        if wrong := [kind for kind in set(map(type, texts)) if not issubclass(kind, str)]:
+            raise TypeError(f"a text is a {wrong[0].__name__}, not a string")
         shares, ends = share_out(texts, num_threads, pattern)
         if num_threads > 1 and len(shares) > 1:
             self._set_desks(min(num_threads, len(shares)))
             return joined(in_threads(lambda share: self._encode_task(_task(share, pattern)), shares, num_threads), ends)
-        most = sum(map(len, texts)) + (4 * LARGEST if len(shares) > 1 else 2)
+        most = sum(map(str.__len__, texts)) + (4 * LARGEST if len(shares) > 1 else 2)
         ids, offsets, k = np.empty(most, np.int32), np.zeros(len(texts) + 1, np.int64), 0
         for share in shares:  # without several threads no text is cut
             ids = self._write(_task(share, pattern), offsets[k : k + len(share) + 1], ids)
@@ -115,7 +118,7 @@ class Encoder:
 
     def encode_one(self, text: str, pattern: str) -> Ids:
         """Ids of one text: with as little around the compiled loop as can be, since most texts are short."""
-        if isinstance(text, str) and len(text) <= LONG and pattern in RULES:
+        if type(text) is str and len(text) <= LONG and pattern in RULES:
             desk = self._desks.pop() if self._desks else self._desk()
             page, out, offsets, _ = desk.sheet
             page.texts[0] = id(text)
@@ -146,7 +149,8 @@ class Encoder:
             size = int(page.at[1])
             if stopped == HALF:
                 self._desks.append(desk)
-                utf8(held[page.at[3]])  # raises the error
+                utf8(held[page.at[3]])  # raises the error, but where Python had no room for the bytes
+                raise MemoryError(f"no room for the UTF-8 of {str.__len__(held[page.at[3]]):,} characters")
             if stopped == NO_BITS:
                 page = page._replace(begins=np.empty(size, np.uint64))
             elif stopped == NO_IDS:
@@ -247,8 +251,6 @@ def _task(share: Share, pattern: str) -> _Task:
         assert isinstance(share, list)  # texts are cut in their bytes for known patterns only
         return _cut_task(*cut(share, pattern))
     if isinstance(share, list):
-        if wrong := [kind for kind in set(map(type, share)) if not issubclass(kind, str)]:
-            raise TypeError(f"a text is a {wrong[0].__name__}, not a string")
         page = _page(len(share), 0)
         page.texts[:] = np.fromiter(map(id, share), np.int64, len(share))
         return _Task(STRINGS, page, scanner(pattern), share)

@@ -125,7 +125,7 @@ def utf8(text: str) -> npt.NDArray[np.uint8]:
     """
     try:
         if len(text) < LONG:
-            return np.frombuffer(text.encode("utf-8"), np.uint8)
+            return np.frombuffer(str.encode(text, "utf-8"), np.uint8)
         size = ctypes.c_ssize_t()
         place = _as_utf8(text, ctypes.byref(size))
         lent: Any = (ctypes.c_char * size.value).from_address(place)

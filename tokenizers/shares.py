@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -35,10 +34,10 @@ PER_THREAD: Final = 16  # shares, so that none waits long for the slowest
 WINDOW: Final = 1 << 12  # bytes in which the next line feed is looked for
 
 
-def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[list[Share], Sequence[int]]:
+def share_out(texts: list[str], num_threads: int, pattern: str) -> tuple[list[Share], Sequence[int]]:
     """Shares of about equal length, and for each text the number of parts up to its end. For several threads long texts
     are cut if `pattern` is known by name; their parts are bytes. Raises TextError."""
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    sizes = np.fromiter(map(str.__len__, texts), np.int64, len(texts))  # a subclass may say another
     filled = np.cumsum(sizes)
     size = max(SMALLEST, min(LARGEST, int(sizes.sum()) // (PER_THREAD * num_threads) + 1))
     long = np.flatnonzero(sizes > size).tolist() if num_threads > 1 and pattern in RULES else []
@@ -47,7 +46,7 @@ def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[lis
     for stop in (*long, len(texts)):
         while begin < stop:
             full = int(np.searchsorted(filled, filled[begin] - sizes[begin] + size)) + 1
-            shares.append(list(texts[begin : min(full, stop)]))
+            shares.append(texts[begin : min(full, stop)])
             begin = min(full, stop)
         if stop < len(texts):
             shares += (cut := [*_parts(utf8(texts[stop]), size, pattern)])
@@ -58,13 +57,15 @@ def share_out(texts: Sequence[str], num_threads: int, pattern: str) -> tuple[lis
 def in_threads(encode: Callable[[Any], Encoded], shares: Sequence[Any], num_threads: int) -> list[Encoded]:
     """What `encode` gives for each share. The calling thread works, too: it takes long until another one has begun."""
     done: list[Any] = [None] * len(shares)
-    todo = deque(range(len(shares)))
+    numbers = iter(range(len(shares)))  # the next one is taken under Python's lock
 
     def work() -> None:
-        with suppress(IndexError):
-            while True:
-                k = todo.popleft()
+        try:
+            for k in numbers:
                 done[k] = encode(shares[k])
+        except BaseException:
+            deque(numbers, 0)  # nobody needs to go on
+            raise
 
     with ThreadPoolExecutor(max(1, num_threads - 1)) as pool:
         others = [pool.submit(work) for _ in range(min(num_threads, len(shares)) - 1)]

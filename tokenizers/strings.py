@@ -9,7 +9,7 @@ Thirty-two characters are narrowed at once, up to the first that is not ASCII. `
 other threads of Python wait. Long strings are asked for their UTF-8 all the same: Python keeps it, and the next time it
 is there.
 
-    look     what each string is: takes nanoseconds and Python's lock
+    look     what each string is: takes Python's lock, and but for long strings nanoseconds
     write    the UTF-8 of those that are not
 """
 

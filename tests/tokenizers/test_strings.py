@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 
 import numpy as np
 import pytest
@@ -11,12 +12,32 @@ from hypothesis import strategies as st
 
 from luthier.tokenizers import strings
 from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.shares import LARGEST, in_threads
 
 EVERY = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 
 
 class Name(str):
     """A string all the same."""
+
+
+class Liar(str):
+    """A string that says to be short and gives bytes without a word where there are none."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def encode(self, *_: object) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return b""
+
+
+class Proxy:
+    """Says to be a string, and is none."""
+
+    __class__ = str  # pyright: ignore[reportAssignmentType]
+
+    def __len__(self) -> int:
+        return 4
 
 
 def utf8(texts: list[str]) -> list[bytes] | int:
@@ -55,6 +76,38 @@ def test_only_strings_are_taken():
         for num_threads in (1, 2):
             with pytest.raises(TypeError):
                 tokenizer.encode_batch(texts, num_threads)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError):
-        tokenizer.encode_ordinary(b"some")  # pyright: ignore[reportArgumentType]
+    for text in (b"some", Proxy()):
+        with pytest.raises(TypeError):
+            tokenizer.encode_ordinary(text)  # pyright: ignore[reportArgumentType]
     assert tokenizer.encode_ordinary(Name("some")).tolist() == tokenizer.encode_ordinary("some").tolist()
+
+
+def test_room_is_made_for_what_a_string_has():
+    tokenizer = train_bpe(["some words, some more words"], 260)
+    texts = ["😀" * (LARGEST // 16 - 8)] * 16 + ["東" * (strings.LONG - 1)]  # as many characters as one share takes
+    one_by_one = np.concatenate([tokenizer.encode_ordinary(text) for text in texts])
+    for kind in (str, Liar):
+        for num_threads in (1, 2):
+            ids, offsets = tokenizer.encode_batch([*map(kind, texts)], num_threads)
+            assert np.array_equal(ids, one_by_one) and offsets[-1] == len(one_by_one) > 3 * LARGEST
+    expected = tokenizer.encode_ordinary("\ufffd").tolist()
+    assert tokenizer.encode_batch([Liar("\ud800"), Liar("\ud800")])[0].tolist() == 2 * expected
+
+
+def test_any_collection_of_texts():
+    tokenizer = train_bpe(["some words, some more words"], 260)
+    expected = tokenizer.encode_batch(["some", "words"])
+    for kind in (tuple, deque):
+        found = tokenizer.encode_batch(kind(["some", "words"]))
+        assert all(map(np.array_equal, found, expected))
+
+
+def test_an_error_is_not_swallowed_in_threads():
+    def encode(share: int) -> tuple[np.ndarray, np.ndarray]:
+        done.append(share)
+        raise IndexError("of the encoder")
+
+    done: list[int] = []
+    with pytest.raises(IndexError, match="of the encoder"):
+        in_threads(encode, range(50), 2)
+    assert len(done) < 3
