@@ -84,7 +84,8 @@ def quality(
             if key not in known or (own and name == own[0]):
                 say(f"  quality: seed {seed}, {name}")
                 known[key] = _scores(case.source, case.train(case.source, seed), sets)
-                _write(keep, key, known[key])
+                if not (own and name == own[0]):
+                    _write(keep, key, known[key])
             found[name].append(known[key])
     for name, case in cases.items():
         if case.peer:
@@ -184,7 +185,11 @@ def _digest(case: Case, sets: Sequence[WordSet]) -> str:
 def _read(keep: Path | None) -> dict[str, list[Score]]:
     if keep is None or not keep.exists():
         return {}
-    lines = [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
+    text = keep.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a run that was killed may have left half a line
+    if whole != text:
+        keep.write_text(whole, encoding="utf-8")
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {line["run"]: [Score(**score) for score in line["scores"]] for line in lines}
 
 

@@ -73,6 +73,12 @@ def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
     assert trained == [0, 0, 1, 1, 2, 2]
     list(vector_quality.quality(source.first(15_000), sets, 2, keep=keep))  # other work
     assert len(trained) == 10
+    keep.write_text(keep.read_text()[:-20])  # killed within a line
+    list(vector_quality.quality(source.first(15_000), sets, 2, keep=keep))
+    assert len(trained) == 11
+    before = keep.read_text()
+    list(vector_quality.quality(source, sets, 1, ("mine", train), keep=keep))
+    assert len(trained) == 12 and keep.read_text() == before
 
 
 def test_the_first_words_of_a_text_have_their_own_vocabulary(text):
