@@ -55,14 +55,14 @@ def test_every_group_but_the_slow_ones_gives_rows(text):
 
 def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
     source, keep = read_source([text / "text.txt"]), text / "seeds.jsonl"
-    sets, trained = [read_word_set(text / "pairs.tsv")], []
+    sets, trained, peer = [read_word_set(text / "pairs.tsv")], [], f"skip-gram, {vector_quality.gensim_version()}"
 
     def train(source, seed):
         trained.append(seed)
         return np.random.default_rng(seed).normal(size=(len(source.words), 8)).astype(np.float32)
 
     def cases(source, fasttext):
-        return {"a, peer": vector_quality.Case(source, train), "a": vector_quality.Case(source, train, "a, peer")}
+        return {peer: vector_quality.Case(source, train), "a": vector_quality.Case(source, train, peer)}
 
     monkeypatch.setattr(vector_quality, "_cases", cases)
     first = list(vector_quality.quality(source, sets, 2, keep=keep))
