@@ -297,7 +297,8 @@ def attention(
     `mask_BTS` (bool, [B or 1, T, S], True at least once a row) says, instead of all these: then PyTorch does the work.
 
     `scale` is 1/√D unless given. With return_lse also the log-sum-exp of each query's scores, float32 [B, H, T]. The
-    gradients are the same bits every time. Raises ValueError for what does not fit.
+    gradients are the same bits every time. They are first derivatives by autograd only: torch.func and `create_graph`
+    need PyTorch's own attention. Raises ValueError for what does not fit.
     """
     _check(q_BTHD, k_BSKD, v_BSKD, causal, mask_BTS, first_BT, cu_seqlens, window, soft_cap, scale)
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]

@@ -80,8 +80,8 @@ def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
     """p [n·K, G·R, S]: how much each query of the band that begins at `start` looks at each key up to its end."""
     S = k.shape[1]
     p = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
-    future = q.new_full((S - start, S - start), -torch.inf).triu_(1)
-    p.view(len(p), -1, S - start, S)[..., start:].add_(future)
+    future = q.new_ones((S - start, S - start), dtype=torch.bool).triu_(1)
+    p.view(len(p), -1, S - start, S)[..., start:].masked_fill_(future, -torch.inf)
     return torch.softmax(p, -1, out=p)
 
 

@@ -49,6 +49,13 @@ def test_the_bands_of_a_long_text(within_budget: Callable[..., None], random: Ca
     )
 
 
+def test_what_comes_later_spoils_nothing(random: Callable[..., Tensor]) -> None:
+    q, k, v = (random(1, 150, 2, 8, seed=s).float() for s in range(3))
+    expected = causal_attention(q, k, v, scale=0.3)
+    k[:, 100] = torch.nan
+    assert torch.equal(causal_attention(q, k, v, scale=0.3)[:, :100], expected[:, :100])
+
+
 def test_the_same_bits_twice(random: Callable[..., Tensor]) -> None:
     def slopes() -> list[Tensor | None]:
         q, k, v = (random(2, 150, 4, 16, seed=s).requires_grad_() for s in range(3))

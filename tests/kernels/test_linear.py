@@ -64,6 +64,31 @@ def test_left_to_torch(x: Tensor, weight: Tensor, fast: list[int]) -> None:
 
 
 @there
+@pytest.mark.parametrize("bias", [torch.randn(8)[::2], torch.randn(1).expand(4), torch.randn(1)])
+def test_a_bias_of_another_layout_is_left_to_torch(bias: Tensor, fast: list[int], random: Callable[..., Any]) -> None:
+    x, weight = random(99, 8).float(), random(4, 8, seed=1).float()
+    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T + bias)
+    assert not fast
+
+
+@there
+def test_the_bias_of_many_rows(fast: list[int]) -> None:
+    """Sums of numbers of one sign: one long product would lose two digits."""
+    x, dy = torch.zeros(20_000, 8), torch.rand(20_000, 4, generator=torch.Generator().manual_seed(0)) + 1
+    bias = torch.zeros(4, requires_grad=True)
+    linear(x, torch.ones(4, 8), bias).backward(dy)
+    assert fast
+    torch.testing.assert_close(bias.grad, dy.double().sum(0).float(), rtol=5e-7, atol=0)
+
+
+@there
+def test_a_derivative_that_it_has_not_is_an_error(fast: list[int]) -> None:
+    x, weight = torch.ones(80, 16), torch.ones(9, 16)
+    with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError)):
+        torch.func.jvp(lambda x: linear(x, weight), (x,), (x,))
+
+
+@there
 def test_without_a_gradient(fast: list[int], random: Callable[..., Any]) -> None:
     x, weight = random(80, 16).float(), random(9, 16, seed=1).float().requires_grad_()
     with torch.no_grad():
