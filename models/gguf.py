@@ -104,6 +104,7 @@ def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
         "a sliding window": config.sliding_window is not None,
         f"{scaling} rotary positions of the type {config.model_type}": scaling is not None
         and (scaling == "dynamic" or ARCHITECTURES.get(config.model_type) != "llama"),
+        "attention with biases of the type qwen3": config.model_type == "qwen3" and config.attention_bias,
         f"a feed-forward part with {config.hidden_act}": config.hidden_act != act,
         f"a tokenizer that splits by {tokenizer.pattern!r}": tokenizer.pattern not in SPLITTERS,
         "a tokenizer with a normalizer": bool(tokenizer.normalizer),

@@ -11,8 +11,8 @@ interval lies above −0.5 points. Only what trains with the defaults, and a use
 three seeds. A set of which under 70% could be asked is left out.
 
 Ten seeds take an hour. With a file to keep them in, each run's scores are written there when it ends, and a benchmark
-that was stopped finds them: a line of JSON a run, with a hash of text, sets and trainer, so that a change of any of
-them trains again.
+that was stopped finds them: a line of JSON a run, with a hash of text, sets and our trainer, so that a change of
+any of them trains again. Peers are known by name and version: begin another file where they are called otherwise.
 """
 
 from __future__ import annotations

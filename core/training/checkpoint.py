@@ -33,7 +33,7 @@ from torch import Tensor
 from luthier.core.artifacts import read_json, write_json
 from luthier.core.errors import TrainingError
 
-__all__ = ["Checkpoints", "agree", "at_step", "load_checkpoint", "newest"]
+__all__ = ["Checkpoints", "agree", "at_step", "load_checkpoint", "newest", "recover"]
 
 PATTERN = "step-*"
 STATE = "state.json"
@@ -58,6 +58,13 @@ def newest(folder: Path) -> Path | None:
 def at_step(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:08d}"
+
+
+def recover(folder: Path) -> None:
+    """A step that is written once more is without its name for a moment; what was killed then gets it back."""
+    unfinished = folder / WRITING
+    if newest(folder) is None and (unfinished / STATE).is_file():  # the file that is written last
+        unfinished.rename(at_step(folder, read_json(unfinished / STATE)["step"]))
 
 
 class Checkpoints:
@@ -187,6 +194,8 @@ def agree(state: dict[str, Any], now: dict[str, Any], forced: Collection[str], w
 
     `forced` are the choices that somebody asked for; the others follow the checkpoint where they can.
     """
+    if "luthier" not in state:  # of a processor it knew no more than "torch"
+        state = {**state, "luthier": "an earlier one", "kernels": now.get("kernels")}
     fixed = {*forced, "kernels", "processes", "torch", "luthier"}
     differ = [key for key in CHOICES if key in fixed and key in state and state[key] != now.get(key)]
     if differ and not inexact:

@@ -88,7 +88,7 @@ def _version() -> str:
     try:
         return metadata.version("luthier")
     except metadata.PackageNotFoundError:  # run from a checkout
-        return ""
+        return "a checkout"
 
 
 def _processor() -> str:

@@ -213,7 +213,8 @@ def prepare(
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
     validation = measured(found, tokenizer, row)
-    check_held_out(config, validation, 'Hold wordings out: {"question": …, "answer": …, "held_out": […]}.')
+    how = 'Hold wordings out: {"question": …, "answer": …, "held_out": […]}, no longer than the context.'
+    check_held_out(config, validation, how)
     shard(model, workers, _optimizer(config))
     return {
         "model": model,

@@ -41,7 +41,7 @@ from luthier.core.artifacts import read_json, read_jsonl
 from luthier.core.console import duration, progress, say
 from luthier.core.errors import TrainingError
 from luthier.core.training.batches import Batch, named, split_rows
-from luthier.core.training.checkpoint import Checkpoints, agree, at_step, load_checkpoint, newest
+from luthier.core.training.checkpoint import Checkpoints, agree, at_step, load_checkpoint, newest, recover
 from luthier.core.training.curves import Curves
 from luthier.core.training.execution import (
     FIRST_SCALE,
@@ -150,6 +150,8 @@ def fit(
     number, or spikes and is to stop; the disk is full; a checkpoint from which going on would not be exact.
     """
     config, workers, end = config or LoopConfig(), workers or Workers(), steps if until is None else until
+    with workers.main_first():
+        recover(folder)
     made = _choices(folder, model, config, steps, micro_batch)
     prepare_model(model, config, made)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -359,7 +361,10 @@ def _resume(folder: Path, model: torch.nn.Module, optimizers: Any, config: LoopC
     found = newest(folder)
     if found is None:
         return Place(scale=FIRST_SCALE if config.precision == "fp16" else 1.0)
-    return _place(load_checkpoint(found, model, optimizers))
+    at = _place(load_checkpoint(found, model, optimizers))
+    if config.on_spike == "rollback" and not at_step(folder, at.mark).is_dir():
+        at.mark = at.step  # begun without rollback: the evaluation's checkpoint was not kept
+    return at
 
 
 def _kept(config: LoopConfig, folder: Path, at: Place) -> set[int]:

@@ -88,7 +88,7 @@ def training_memory(prepared: Any, config: Any, batch: Batch) -> int:
     kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
     if config.recompute:  # one layer at a time, and the input of each
         kept = kept // shape.num_hidden_layers + 4 * tokens * shape.num_hidden_layers * shape.hidden_size
-    # a weight, its gradient and the optimizer's two means, which are float32 whatever the weight is
+    # A weight, its gradient and two means in float32 whatever the weight is: AdamW's, and the most, for Muon keeps one
     weight = (4 if config.precision == "bf16-pure" else 8) + (2 if config.optimizer == "adamw-8bit" else 8)
     if config.precision != "fp32":
         kept //= 2

@@ -80,6 +80,7 @@ def open_run(folder: Path) -> Run:
     kinds = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["config"].items()}
     settings |= {"threads": threads, "tensorboard": False, "wandb": "", "sample": "", "keep": "last"}
+    settings["learning_rate"] = settings["learning_rate"] or None  # 0 was once what "left out" looked like
     config = getattr(stage, kinds[about["stage"]])(**settings)
     rows = list(read_jsonl(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
     opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)

@@ -83,7 +83,10 @@ def check_held_out(config: Any, validation: Sequence[Any], how: str) -> None:
 def settings(config: Any) -> dict[str, Any]:
     """What identifies the work: all settings but those that change nothing in the result."""
     best = {"keep"} if getattr(config, "keep", "") == "best" else set()
-    return {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
+    named = {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
+    if "learning_rate" in named:
+        named["learning_rate"] = named["learning_rate"] or 0.0  # as left out was always stored
+    return named
 
 
 def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> None:
@@ -95,7 +98,7 @@ def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> N
 
     use_machine(config.threads)
     before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = max(before.get("processes", 1), int(os.environ.get("WORLD_SIZE", "1")))
     kept = {"threads": before.get("threads", torch.get_num_threads()), "id": before.get("id", uuid.uuid4().hex[:8])}
     paths = {name: _absolute(value) for name, value in given.items()}
     about = {"stage": stage, "config": asdict(config), **kept, "processes": processes, "given": paths}

@@ -12,7 +12,7 @@ import torch
 
 from luthier.core.data.conversations import Message, encode_conversation
 from luthier.core.data.preferences import Preference
-from luthier.core.errors import TrainingError
+from luthier.core.errors import ConfigError, TrainingError
 from luthier.core.training.batches import IGNORED, Example, pack, split_rows
 from luthier.core.training.dpo import dpo_loss, encode_preference, pairs_in, with_reference
 from luthier.core.training.finetune import FinetuneConfig, finetune
@@ -153,3 +153,8 @@ def test_what_does_not_fit_is_said(base: Path, tmp_path: Path) -> None:
     ):
         run(30, "error")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_preferences_is_not_asked_for() -> None:
+    with pytest.raises(ConfigError, match="keep = 'best' needs held-out text"):
+        FinetuneConfig(objective="dpo", keep="best")

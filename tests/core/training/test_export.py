@@ -186,8 +186,9 @@ def test_gguf_says_how_much_slower_each_pair_turns(tmp_path, kind):
         ({"rope_scaling": RopeScaling("dynamic", 4.0)}, "dynamic rotary positions of the type llama"),
         ({"model_type": "qwen2", "rope_scaling": RopeScaling("yarn", 4.0)}, "yarn rotary positions of the type qwen2"),
         ({"hidden_act": "gelu"}, "a feed-forward part with gelu"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention with biases of the type qwen3"),
     ],
-    ids=["window", "dynamic", "qwen2", "gelu"],
+    ids=["window", "dynamic", "qwen2", "gelu", "biases"],
 )
 def test_what_gguf_cannot_say_is_refused(tmp_path, settings, what):
     model, tokenizer = made(**settings)

@@ -156,6 +156,16 @@ def test_a_checkpoint_computed_otherwise_is_refused(tmp_path, key, then, words):
     assert run(tmp_path / "a", config=LoopConfig(allow_inexact=True))[1].resumed_at == 3
 
 
+def test_a_checkpoint_of_an_earlier_version_names_the_version(tmp_path):
+    interrupted(tmp_path / "a", 3)
+    file = tmp_path / "a" / "step-00000003" / "state.json"
+    state = json.loads(file.read_text())
+    del state["luthier"]
+    file.write_text(json.dumps({**state, "kernels": "torch"}))
+    with pytest.raises(TrainingError, match=r"otherwise \(the version of luthier: an earlier one then, [^;]* now\)"):
+        run(tmp_path / "a")
+
+
 def test_micro_batches_and_compiling_are_not_changed_in_silence(tmp_path):
     interrupted(tmp_path / "a", 3, micro_batch=2)
     with pytest.raises(TrainingError, match=r"--micro-batch: 2 then, 3 now"):
@@ -334,6 +344,26 @@ def test_rollback_goes_back_to_the_last_evaluation_and_leaves_batches_out(tmp_pa
     assert {"step": 20, "rolled_back_from": 23, "batches_left_out": 3} in rows
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 31))
     assert [r["step"] for r in rows if "validation_loss" in r] == list(range(0, 31, 5))
+
+
+def test_a_kill_while_a_step_is_written_once_more_loses_nothing(tmp_path):
+    rollback = {**LONG, "config": LoopConfig(on_spike="rollback"), "loss_of": spiking(22)}
+    plain, _ = run(tmp_path / "plain", batch_at=lambda step: uneven(step if step < 20 else step + 3), **LONG)
+    with pytest.raises(Killed):
+        run(tmp_path / "a", batch_at=lambda s: dying(tmp_path / "a", 20) if s == 23 else uneven(s), **rollback)
+    (tmp_path / "a" / "step-00000020").rename(tmp_path / "a" / ".step.writing")  # the old one gone, the new one unnamed
+    model, done = run(tmp_path / "a", **rollback)
+    assert done.resumed_at == 20 and same(model, plain)
+
+
+def test_a_run_that_is_to_roll_back_from_now_on(tmp_path):
+    """The evaluation's checkpoint was not kept: it goes back to where it was started again."""
+    plain, _ = run(tmp_path / "plain", batch_at=lambda step: uneven(step if step < 21 else step + 2), **LONG)
+    with pytest.raises(Killed):
+        run(tmp_path / "a", batch_at=lambda s: dying(tmp_path / "a", s) if s == 21 else uneven(s), save_every=0, **LONG)
+    rollback = {**LONG, "config": LoopConfig(on_spike="rollback"), "loss_of": spiking(22)}
+    model, done = run(tmp_path / "a", **rollback)
+    assert done.resumed_at == 21 and same(model, plain)
 
 
 def test_rollback_gives_up_when_every_batch_is_bad(tmp_path):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from luthier.core.artifacts import write_json
 from luthier.core.data.encode import encode
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.show.show import show
 from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.replay import open_run, replay
+from luthier.core.training.runs import settings, write_run
 from luthier.core.training.tracing import trace
 from luthier.core.training.verify import verify
 from luthier.models.checkpoints import load_model
@@ -130,6 +132,20 @@ def test_a_run_of_several_processes_is_not_confirmed_by_one(place, tmp_path):
     for again in (lambda: verify(model), lambda: replay(model, 2)):
         with pytest.raises(TrainingError, match="was trained by 2 processes"):
             again()
+
+
+def test_a_run_of_before_the_rate_could_be_left_out(place, tmp_path):
+    folder = copied(place, tmp_path)
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**about, "config": {**about["config"], "learning_rate": 0.0}}))
+    assert open_run(folder).config.learning_rate is None
+    assert settings(PretrainConfig())["learning_rate"] == 0.0  # its work is the same work
+
+
+def test_a_run_remembers_the_most_processes(tmp_path):
+    write_json(tmp_path / "run.json", {"processes": 2})
+    write_run(tmp_path, "pretrain", PretrainConfig(), {})
+    assert json.loads((tmp_path / "run.json").read_text())["processes"] == 2
 
 
 def test_a_changed_weight_is_found(place, tmp_path):
