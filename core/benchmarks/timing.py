@@ -205,6 +205,8 @@ def _row(
     mine = float(np.median(ours))
     other = float(np.median(theirs)) if len(theirs) else None
     ratio = None if other is None else mine / other if better_is_more else other / mine
+    if ratio is not None and min(mine, other or 0.0) < 0:  # of scores below 0 a ratio says nothing
+        ratio = None
     p20, p80 = (float(p) for p in np.percentile(ours, [20, 80]))
     return {
         "case": case,

@@ -27,6 +27,8 @@ def test_ratio_above_one_means_ours_is_better():
     assert rate_row("x", "MB/s", 10, [1, 1, 1], "p", [2, 2, 2], True)["ratio"] == 2
     assert seconds_row("x", "s", [1, 1, 1], "p", [2, 2, 2], True)["ratio"] == 2
     assert seconds_row("x", "s", [1], "none", [], True)["ratio"] is None
+    (below,) = rows_of("x", "points", {"ours": [-0.2], "p": [-0.8]}, {}, more_is_better=True)
+    assert below["ratio"] is None and below["ours"] == -0.2  # better, and a quarter of it
     (row,) = rows_of("x", "MB", {"ours": [1.0], "p": [2.0]}, {}, more_is_better=False)
     assert row["ratio"] == 2
 
