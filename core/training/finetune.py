@@ -122,10 +122,6 @@ def finetune(
     work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
     if work.done:
         return FinetuneSummary(Path(out), changed=False)
-    if loss_of is not None and config.parallel == "fsdp":
-        raise ConfigError(
-            "parallel = 'fsdp' knows the loss of the next token only: for an objective of your own take ddp"
-        )
     workers, spelling = start_workers(config.parallel), tokenizer or model
     with quiet_unless(workers.main), memory_told(config):
         if not workers.main:  # its folder is made by the main process, which also writes it

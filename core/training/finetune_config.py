@@ -76,8 +76,6 @@ class FinetuneConfig(LoopConfig):
         super().__post_init__()
         if self.quantize != "none" and self.parallel == "fsdp":
             raise ConfigError("parallel = 'fsdp' shares out weights, which a base in four bits has not: take ddp")
-        if self.objective == "dpo" and self.parallel == "fsdp":
-            raise ConfigError("parallel = 'fsdp' knows the loss of the next token only: for dpo take ddp")
         if self.objective == "dpo" and self.keep == "best":
             raise ConfigError("keep = 'best' needs held-out text, which preferences have not: take 'last'")
         for name in ("epochs", "batch_size", "context"):

@@ -185,7 +185,7 @@ def fit(
                     at.best_step, at.best_loss = step, held_out
 
             # Sample.
-            if sample is not None and (due or step == steps) and fresh and workers.main:
+            if sample is not None and (due or step == steps) and fresh:  # all processes write it, one says it
                 say(f"step {step}: {sample()}")
 
             # Save: at evaluations where they are wanted later, otherwise when the clock says so.
@@ -202,7 +202,7 @@ def fit(
                 saved, rolled = time.monotonic(), False
 
             # Stop.
-            if step == end:
+            if step >= end:
                 break
 
             # Step: the whole batch's sum over its count, piece by piece.

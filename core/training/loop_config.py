@@ -60,8 +60,6 @@ class LoopConfig:
         for name in ("save_every", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
-        if self.sample and self.parallel == "fsdp":
-            raise ConfigError("sample needs the whole model in one process: leave it out, or take parallel = 'ddp'")
 
 
 def check_rate(rate: float | None) -> None:

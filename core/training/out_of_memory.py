@@ -17,7 +17,16 @@ from luthier.core.errors import TrainingError
 __all__ = ["is_out_of_memory", "memory_told"]
 
 # How PyTorch says it where it has no class of its own for it: on the CPU, in C++, in safetensors, for a new thread.
-WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory", "can't start new thread")
+WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "can't start new thread",
+    # oneDNN has no words for memory: a product that ran before and now cannot be made or begun has none for its code
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -138,7 +138,8 @@ def shard(model: Any, workers: Workers, optimizer: str) -> None:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "loss")
+    for entry in ("hidden", "loss"):  # what a loss or a sample may call beside the model itself
+        register_fsdp_forward_method(model, entry)
 
 
 def whole_model(model: Any, make: Callable[[], Any]) -> Any:

@@ -112,16 +112,23 @@ def _absolute(value: Any) -> Any:
 
 
 def sampler(model: Any, tokenizer: Any, beginning: str) -> Callable[[], str] | None:
-    """A function that writes on from `beginning`; None where nothing is to be written or nothing can be."""
+    """A function that writes on from `beginning`; None where nothing is to be written or nothing can be.
+
+    It reads the whole text for every token and takes as many steps in every process, which a model whose weights are
+    shared out needs (parallel.py); models/generate.py is faster, and the same tokens."""
     if not beginning or tokenizer is None:
         return None
+    import torch
 
+    @torch.no_grad()
     def write() -> str:
-        from luthier.models.generate import generate
-
-        ids = tokenizer.encode(beginning)
-        made = generate(model, [ids], max_new_tokens=SAMPLE, stop_ids=[tokenizer.eos_id])[0].ids
-        return beginning + tokenizer.decode(made)
+        made = list(tokenizer.encode(beginning))
+        start, context, device = len(made), model.config.context, model.embed_tokens.weight.device
+        for _ in range(SAMPLE):
+            logits_V = model(torch.tensor([made[-context:]], device=device))[0, -1, : tokenizer.vocab_size]
+            made.append(int(logits_V.argmax()))
+        end = made.index(tokenizer.eos_id, start) if tokenizer.eos_id in made[start:] else len(made)
+        return beginning + tokenizer.decode(made[start:end])
 
     return write
 

@@ -12,6 +12,7 @@ import torch
 
 from luthier.core.errors import ConfigError
 from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.examples.own_objective import simpo
 from luthier.models.adapter_files import open_model
 from luthier.models.checkpoints import save_model
 from luthier.models.config import preset
@@ -29,6 +30,8 @@ KINDS = {
     "dora-fsdp": "lora_rank=4, lora_kind='dora', parallel='fsdp', learning_rate=1e-2",
     "nf4": "lora_rank=4, quantize='nf4', merge=True, learning_rate=1e-2",
     "dpo": "objective='dpo', lora_rank=4, learning_rate=2e-3",
+    "dpo-fsdp": "objective='dpo', parallel='fsdp', learning_rate=1e-3, sample='What is'",
+    "own-fsdp": "objective='dpo', parallel='fsdp', learning_rate=1e-3",
 }
 PROGRAM = f"""
 from pathlib import Path
@@ -36,17 +39,20 @@ from luthier.core.training.examples import read_pairs, read_wordings
 from luthier.core.training.finetune import FinetuneConfig, finetune, prepare
 from luthier.core.training.loop import fit
 from luthier.core.training.parallel import start_workers
+from luthier.examples.own_objective import simpo
 
 for name, more in {KINDS!r}.items():
     data = [Path("p.jsonl" if "dpo" in more else "c.jsonl")]
     config = eval(f"FinetuneConfig({BASE}, {{more}}, keep='every')")
-    print(finetune(Path("model"), data, Path(f"two-{{name}}"), config).out)
+    loss_of = simpo if name.startswith("own") else None
+    print(finetune(Path("model"), data, Path(f"two-{{name}}"), config, loss_of=loss_of).out)
     workers = start_workers(config.parallel)
     cut = Path(f"cut-{{name}}")
     for until in (5, None):  # ends at step 5, leaves the checkpoints of 2 and 4, and is started again
         found = read_pairs(data) if "dpo" in more else read_wordings(data)
         cut.mkdir(exist_ok=True)
         run = prepare(config, Path("model"), found, None, Path("model"), keep=cut, workers=workers)
+        run |= {{}} if loss_of is None else {{"loss_of": loss_of}}
         workers.wait()
         fit(folder=cut, config=config, workers=workers, until=until, **run)
         workers.wait()
@@ -84,8 +90,9 @@ def numbers(path):
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_are_one(place, name):
     config = eval(f"FinetuneConfig({BASE}, {KINDS[name]})", {"FinetuneConfig": FinetuneConfig})
-    data = [place / ("p.jsonl" if name == "dpo" else "c.jsonl")]
-    finetune(place / "model", data, place / f"one-{name}", config)
+    data = [place / ("p.jsonl" if "dpo" in KINDS[name] else "c.jsonl")]
+    loss_of = simpo if name.startswith("own") else None
+    finetune(place / "model", data, place / f"one-{name}", config, loss_of=loss_of)
     one, two = numbers(place / f"one-{name}" / "metrics.jsonl"), numbers(place / f"two-{name}" / "metrics.jsonl")
     assert len(one[0]) == 8 and one[0][-1] < 0.9 * one[0][0]
     np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
@@ -102,10 +109,6 @@ def test_resumed_on_two_processes_is_bit_equal(place, name):
     assert list((place / f"cut-{name}" / "step-00000004").glob("*.distcp"))
 
 
-def test_what_cannot_be_shared_out_is_refused(place):
-    for more in ({"objective": "dpo"}, {"lora_rank": 2, "quantize": "nf4"}, {"sample": "What"}):
-        with pytest.raises(ConfigError, match="ddp"):
-            FinetuneConfig(parallel="fsdp", **more)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="ddp"):
-        config = FinetuneConfig(parallel="fsdp")
-        finetune(place / "model", [place / "c.jsonl"], place / "x", config, loss_of=lambda model, batch: 0.0)
+def test_what_cannot_be_shared_out_is_refused():
+    with pytest.raises(ConfigError, match="four bits has not: take ddp"):
+        FinetuneConfig(parallel="fsdp", lora_rank=2, quantize="nf4")
