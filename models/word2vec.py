@@ -182,10 +182,11 @@ class Word2Vec:
 
     @property
     def vectors(self) -> np.ndarray:
-        """float32 [V, D]: each word's own row, or the mean of it and its n-grams'."""
+        """float32 [V, D]: each word's own row, or the mean of it and its n-grams'. This and what follows are parts of
+        `table` where they can be, which change as training goes on."""
         D, m = self.settings.vector_size, self._model
         if not len(m.parts):
-            return self.table[: len(self.counts), :D].copy()
+            return self.table[: len(self.counts), :D]
         vectors = np.empty((len(self.counts), D), np.float32)
         for start in range(0, len(vectors), PIECE):  # the rows of all parts at once could be more than memory
             ends = m.part_offsets[start : start + PIECE + 1]
@@ -197,13 +198,13 @@ class Word2Vec:
     def contexts(self) -> np.ndarray:
         """float32 [V, D]: the vectors of predicted words; zeros without negative sampling."""
         start = self._model.contexts
-        return self.table[start : start + len(self.counts), : self.settings.vector_size].copy()
+        return self.table[start : start + len(self.counts), : self.settings.vector_size]
 
     @property
     def ngrams(self) -> np.ndarray | None:
         """float32 [B, D]: the rows of the buckets, where n-grams are used."""
         part = self.table[len(self.counts) : self._model.contexts, : self.settings.vector_size]
-        return part.copy() if len(part) else None
+        return part if len(part) else None
 
     def state(self) -> dict[str, np.ndarray]:
         """All that training goes on from: to be given to `restore` of one with the same text and settings."""

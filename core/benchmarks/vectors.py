@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba.core import entrypoints
 
 from luthier.core.benchmarks.timing import (
     AGAIN,
@@ -220,6 +221,7 @@ def _memory(source: Source) -> list[Row]:
 
 
 def _memory_of_ours(source: Source) -> int:
+    entrypoints._already_initialized = True  # packages of peers extend Numba (awkward, of gigatoken, 46 MB): not ours
     with most_memory() as memory:
         _train(source, 1)
     return memory.most

@@ -60,6 +60,13 @@ def test_one_thread_gives_the_same_bits_and_another_seed_others(text):
     assert first.vectors.tobytes() != other.vectors.tobytes()
 
 
+def test_the_tables_are_handed_out_and_not_copied(text):
+    training = Word2Vec(*text, Word2VecSettings(vector_size=16, max_n=4, bucket=500), TOKENS)
+    plain = Word2Vec(*text, Word2VecSettings(vector_size=16))
+    assert np.shares_memory(plain.vectors, plain.table) and np.shares_memory(plain.contexts, plain.table)
+    assert training.ngrams is not None and np.shares_memory(training.ngrams, training.table)
+
+
 def test_several_threads_train_every_word(text):
     many = train_word2vec(*text, vector_size=16, epochs=3, workers=3)
     one = train_word2vec(*text, vector_size=16, epochs=3)
