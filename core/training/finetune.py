@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
-from luthier.core.errors import ConfigError, InputError, TrainingError
+from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.finetune_config import FinetuneConfig
 from luthier.core.training.out_of_memory import memory_told
