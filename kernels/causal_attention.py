@@ -12,8 +12,8 @@ A row of scores lies whole in the cache, so its softmax is PyTorch's, not an onl
 
 p is made again in the backward pass: one product of five, and nothing is kept but q, k and v.
 
-PyTorch's fused attention (Dao 2022 on a CPU) holds fewer numbers at a time and pays for it at lengths like these. One
-core of an AMD EPYC, forward and backward, ms:
+PyTorch's fused attention (Dao 2022 on a CPU) holds fewer numbers at a time and pays for it at lengths like these where
+its exponential is slow: on AMD's processors (processor.py). One core of an AMD EPYC, forward and backward, ms:
 
     2 × 512 tokens, H 8, K 4, D 64    here 32, fused 50        16 × 256, H 8, K 4, D 32    here 48, fused 56
     1 × 1024, H 8, K 4, D 64          here 59, fused 72        4 × 64, H 4, K 2, D 32      here 0.9, fused 0.6
@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels.processor import amd_avx512
+
 __all__ = ["causal_attention", "fits"]
 
 FEWEST = 128  # tokens; with fewer the fused kernel is the faster one
@@ -37,9 +39,10 @@ slope: Any = torch.ops.aten._softmax_backward_data.out
 
 
 def fits(q_BTHD: Tensor, k_BTKD: Tensor) -> bool:
-    """Whether this is the faster way: whole texts in float32 on a CPU, outside autocast."""
+    """Whether this is the faster way: whole texts in float32 on a CPU of AMD's, outside autocast."""
     return (
-        q_BTHD.device.type == "cpu"
+        amd_avx512()
+        and q_BTHD.device.type == "cpu"
         and q_BTHD.dtype == torch.float32
         and q_BTHD.shape[1] == k_BTKD.shape[1] >= FEWEST
         and q_BTHD.numel() > 0
@@ -149,4 +152,6 @@ class _Causal(torch.autograd.Function):
 
 def causal_attention(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, scale: float) -> Tensor:
     """Attention of each query over the keys up to its own place, [B, T, H, D]; first derivatives only."""
+    if torch.compiler.is_compiling():  # which takes no function of one tensor twice
+        k_BTKD, v_BTKD = k_BTKD.view_as(k_BTKD), v_BTKD.view_as(v_BTKD)
     return _Causal.apply(q_BTHD, k_BTKD, v_BTKD, scale)  # pyright: ignore[reportReturnType]

@@ -133,7 +133,7 @@ def _blocks(
     N, V = len(x), len(weight)
     rows = max(128, N // 21 // 128 * 128) if triton else max(1, BLOCK_NUMBERS // V, min(BLOCK_ROWS, MOST_NUMBERS // V))
     dx = torch.empty_like(x) if need[0] else None
-    dW = torch.zeros_like(weight) if need[1] else None
+    dW = None
     loss = x.new_empty(N, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     for start in range(0, N, rows):
         block = slice(start, start + rows)
@@ -145,10 +145,10 @@ def _blocks(
         dz = dz.to(x.dtype)
         if dx is not None:
             dx[block] = linear(dz, weight.T)
-        if dW is not None:
-            dW.addmm_(dz.T, x[block])
+        if need[1]:
+            dW = dz.T @ x[block] if dW is None else dW.addmm_(dz.T, x[block])
         del dz  # before the next block's logits are made
-    return loss, dx, dW
+    return loss, dx, torch.zeros_like(weight) if need[1] and dW is None else dW
 
 
 def _wide(z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ gives
 
 so the backward pass needs x and one number a row, r. Written as eight autograd nodes the same costs about twice the
 time on a CPU (4096×192: 9.1 ms against 5.2 ms forward and backward on one core), because every node is a pass over
-memory; here it is one node.
+memory; here it is one node. Where Numba is there, one pass over memory, too (row_loops.py).
 
 **On a card** the formula is nothing but memory traffic: 2 numbers a component forward, 3 backward. A program holds
 whole rows in registers, so that each number is read once. dg is a sum over all rows: every program of the backward pass
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
+from luthier.kernels.processor import row_loops
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
 
@@ -76,6 +78,45 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y and r."""
     r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (x * r).mul_(weight), r
+
+
+class _Loops(torch.autograd.Function):
+    """By row_loops.py: y, and h = x + residual where there is one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | tuple[Any, ...]:
+        y, h, r = _in_one_pass(x, residual, weight, eps)
+        ctx.save_for_backward(h, weight, r)
+        ctx.add = residual is not None
+        return (y, h) if ctx.add else y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        h, weight, r = ctx.saved_tensors
+        dy, dh = (g.contiguous() for g in gradients) if ctx.add else (gradients[0].contiguous(), None)
+        dx, dg = torch.empty(h.shape), torch.empty(weight.shape)
+        arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
+        row_loops(h).rms_norm_back(_rows(h), _line(weight), _line(r), *arrays, _line(dg))
+        return dx, dx if ctx.add else None, dg, None
+
+
+def _rows(x: Tensor) -> Any:
+    """A contiguous [..., C] as an array [N, C]."""
+    return x.detach().view(-1, x.shape[-1]).numpy()
+
+
+def _line(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h and r by row_loops.py; h is x where there is no residual."""
+    x, y = x.contiguous(), torch.empty(x.shape)
+    h, r = x if residual is None else torch.empty(x.shape), torch.empty(x.numel() // x.shape[-1])
+    other = None if residual is None else _rows(residual.contiguous())
+    row_loops(x).rms_norm(_rows(x), other, _line(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
+    return y, h, r
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -207,6 +248,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto
         return _TritonRMSNorm.apply(x, None, weight, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     if x.dtype in (torch.float16, torch.bfloat16):
         return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
+    if row_loops(x, weight) is not None:
+        return _Loops.apply(x, None, weight, eps)  # pyright: ignore[reportReturnType]
     if not torch.is_grad_enabled():  # a node costs more than the norm of a single token
         return _normed(x, weight, eps)[0]
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
@@ -227,5 +270,7 @@ def add_rms_norm(
     if use_triton("add_rms_norm", impl, x):
         check_floats("add_rms_norm", x=x, weight=weight, residual=residual)
         return _TritonRMSNorm.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
+    if row_loops(x, residual, weight) is not None:
+        return _Loops.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
     h = x + residual
     return rms_norm(h, weight, eps, impl="torch"), h

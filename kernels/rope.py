@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
+from luthier.kernels.processor import row_loops
 
 __all__ = ["cost", "frequencies", "llama3_frequencies", "rope", "rope_", "rope_reference", "rope_table"]
 __all__ += ["yarn_frequencies", "yarn_scale"]
@@ -116,6 +118,17 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def _in_one_pass(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    """The same by row_loops.py."""
+    *rows, H, D = x.shape
+    cos, sin = (t if t.dim() == 2 else t.expand(*rows, D // 2) for t in (cos, sin))
+    tables = [t.contiguous().view(-1, D // 2).numpy() for t in (cos, sin)]
+    out = torch.empty(x.shape)
+    x3, out3 = x.contiguous().view(-1, H, D).numpy(), out.view(-1, H, D).numpy()
+    row_loops(x).rope(x3, *tables, np.float32(-1 if back else 1), out3)
+    return out
+
+
 # ---------------------------------------------------------------- Triton
 
 
@@ -170,6 +183,8 @@ class _Rope(torch.autograd.Function):
 
 def _into(out: Tensor | None, x: Tensor, cos: Tensor, sin: Tensor, triton: bool, *, back: bool) -> Tensor:
     """The turned x, in `out` or in new memory."""
+    if not triton and out is None and row_loops(x, cos, sin) is not None:
+        return _in_one_pass(x.detach(), cos, sin, back)
     if not triton:
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         turned = _turn(x, cos, -sin if back else sin)

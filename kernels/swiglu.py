@@ -12,9 +12,9 @@ a = x·W_gate and b = x·W_up, both [..., F]. Backward, with the incoming gradie
     da = dy ⊙ b ⊙ f′(a),    silu′(a) = s·(1 + a·(1 − s)) with s = σ(a),    gelu′(a) = Φ(a) + a·φ(a)
 
 **On a card** this is memory traffic alone: read a and b, write y; backward read a, b and dy, write da and db. f(a) is
-made again rather than kept: it costs nothing where memory is what one waits for. On a CPU PyTorch's own two nodes
-(silu, multiply) keep silu(a): making it again would cost a quarter more time (4096×512: 20.5 ms against 16.5 ms on one
-core).
+made again rather than kept: it costs nothing where memory is what one waits for. On a CPU the same in one pass where
+Numba is there (row_loops.py); PyTorch's own two nodes (silu, multiply) keep silu(a), for to make it again would cost
+them a quarter more time (4096×512: 20.5 ms against 16.5 ms on one core).
 
 Legend: N rows (any number of leading dimensions), F feed-forward size; R rows and BLOCK columns in a program.
 """
@@ -39,6 +39,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
+from luthier.kernels.processor import row_loops
 
 __all__ = ["cost", "geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
@@ -61,6 +62,33 @@ def cost(rows: int, columns: int, itemsize: int) -> dict[str, tuple[int, int]]:
     """Bytes that must cross the card's memory and operations, forward and backward."""
     numbers = rows * columns
     return {"forward": (3 * numbers * itemsize, 5 * numbers), "backward": (5 * numbers * itemsize, 10 * numbers)}
+
+
+# ---------------------------------------------------------------- Numba
+
+
+class _Loops(torch.autograd.Function):
+    """swiglu by row_loops.py."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        y = torch.empty(gate.shape)
+        row_loops(gate).swiglu(_flat(gate), _flat(up), _flat(y))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dy, da, db = gradients[0].contiguous(), torch.empty(gate.shape), torch.empty(gate.shape)
+        row_loops(gate).swiglu_back(*map(_flat, (gate, up, dy, da, db)))
+        return da, db
+
+
+def _flat(x: Tensor) -> Any:
+    return x.detach().view(-1).numpy()
 
 
 # ---------------------------------------------------------------- Triton
@@ -158,9 +186,12 @@ def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
 
 
 def swiglu(gate: Tensor, up: Tensor, *, impl: Impl = "auto") -> Tensor:
-    """silu(gate) ⊙ up for tensors of equal shape [..., F]. Raises ValueError where the shapes differ."""
+    """silu(gate) ⊙ up for tensors of equal shape [..., F]; first derivatives only, but by PyTorch's own two operations
+    where these do the work. Raises ValueError where the shapes differ."""
     if _on_card("swiglu", gate, up, impl):
         return _TritonGate.apply(gate, up, "silu")  # pyright: ignore[reportReturnType]
+    if row_loops(gate, up) is not None:
+        return _Loops.apply(gate, up)  # pyright: ignore[reportReturnType]
     return torch_f.silu(gate) * up
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from luthier.core.console import say
 from luthier.core.training.loop_config import LoopConfig, Precision
-from luthier.kernels.linear import onednn_is_faster
+from luthier.kernels.processor import ways
 
 __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
 
@@ -77,7 +77,7 @@ def choices(model: nn.Module, config: LoopConfig, steps: int) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "compile": "on" if compiled else "off",
-        "kernels": kernels_of(device) if device.type == "cuda" else _processor(),
+        "kernels": kernels_of(device) if device.type == "cuda" else ways(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
         "luthier": _version(),
@@ -89,11 +89,6 @@ def _version() -> str:
         return metadata.version("luthier")
     except metadata.PackageNotFoundError:  # run from a checkout
         return "a checkout"
-
-
-def _processor() -> str:
-    """What the products and sums of a processor follow: how wide its vectors are, and whose product it takes."""
-    return torch.backends.cpu.get_cpu_capability() + (", oneDNN" if onednn_is_faster() else "")
 
 
 def has_compiler() -> bool:
@@ -117,7 +112,7 @@ def kernels_said(device: torch.device) -> str:
     found = kernels_of(device)
     if found == "torch" and device.type == "cuda":
         return "PyTorch's (Triton is not installed: slower, and attention needs more memory; pip install triton)"
-    return "PyTorch's, which are what there is on a CPU" if found == "torch" else found
+    return ways() if found == "torch" else found
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,12 @@ from luthier.kernels.attention import attention, attention_reference
 from luthier.kernels.causal_attention import causal_attention, fits
 
 
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the processors where bands are the faster way."""
+    monkeypatch.setattr(bands, "amd_avx512", lambda: True)
+
+
 @pytest.mark.parametrize(
     ("B", "T", "H", "K", "D"), [(1, 1, 1, 1, 2), (3, 63, 4, 2, 16), (1, 123, 6, 1, 80), (2, 130, 3, 3, 8)]
 )
@@ -65,6 +71,7 @@ def test_the_same_bits_twice(random: Callable[..., Tensor]) -> None:
     assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(slopes(), slopes(), strict=True))
 
 
+@pytest.mark.usefixtures("amd")
 def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
     """Not for short texts, other dtypes, last queries, a mask or a window: these are PyTorch's fused attention."""
     calls: list[int] = []
@@ -83,8 +90,11 @@ def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Ca
         attention(q, k, k)
         assert not fits(q, k)
     assert calls == [1] and not fits(q.to("meta"), k.to("meta"))
+    monkeypatch.setattr(bands, "amd_avx512", lambda: False)
+    assert not fits(q, k)
 
 
+@pytest.mark.usefixtures("amd")
 def test_compiled(random: Callable[..., Tensor]) -> None:
     """In one graph, with the same bits."""
     given = [random(2, 130, 4, 8).requires_grad_(), *(random(2, 130, 2, 8, seed=s).requires_grad_() for s in (1, 2))]
@@ -94,3 +104,13 @@ def test_compiled(random: Callable[..., Tensor]) -> None:
 
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     assert all(torch.equal(a, b) for a, b in zip(slopes(compiled), slopes(attention), strict=True))
+
+
+@pytest.mark.usefixtures("amd")
+def test_one_tensor_as_queries_keys_and_values(random: Callable[..., Tensor]) -> None:
+    """Compiled in one graph, too: its gradient is the sum of the three."""
+    x = random(2, 130, 2, 8).requires_grad_()
+    expected = torch.autograd.grad(attention(x, x, x).square().sum(), x)[0]
+    compiled = torch.compile(lambda y: attention(y, y, y), backend="aot_eager", fullgraph=True)
+    assert torch.equal(torch.autograd.grad(compiled(x).square().sum(), x)[0], expected)
+    assert torch.equal(torch.compile(attention, backend="aot_eager", fullgraph=True)(x, x, x), attention(x, x, x))

@@ -1,0 +1,139 @@
+"""One pass over memory gives what the formulas give: values, gradients, and where it is taken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels import processor
+from luthier.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from luthier.kernels.rope import frequencies, rope, rope_reference, rope_table
+from luthier.kernels.swiglu import swiglu, swiglu_reference
+
+row_loops = pytest.importorskip("luthier.kernels.row_loops", reason="Numba is not installed")
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Loops for few numbers, too; the names of those that were called."""
+    calls: list[str] = []
+    monkeypatch.setattr(processor, "FEWEST", 0)
+    for name in row_loops.__all__:
+        loop = getattr(row_loops, name)
+        monkeypatch.setattr(row_loops, name, lambda *a, loop=loop, name=name: (calls.append(name), loop(*a))[1])
+    return calls
+
+
+SHAPES = [(1, 1), (3, 5), (123, 63), (4, 33, 781), (200, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(
+    shape: tuple[int, ...], taken: list[str], within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    x, residual, weight = random(*shape), random(*shape, seed=1), random(shape[-1], seed=2)
+    within_budget(partial(rms_norm, eps=1e-5), partial(rms_norm_reference, eps=1e-5), [x, weight])
+    within_budget(partial(add_rms_norm, eps=1e-5), partial(add_rms_norm_reference, eps=1e-5), [x, residual, weight])
+    assert {"rms_norm", "rms_norm_back"} == set(taken)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_swiglu(
+    shape: tuple[int, ...], taken: list[str], within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    within_budget(swiglu, swiglu_reference, [20 * random(*shape), random(*shape, seed=1)])
+    assert {"swiglu", "swiglu_back"} == set(taken)
+
+
+@pytest.mark.parametrize(("B", "T", "H", "D"), [(1, 1, 1, 2), (2, 63, 3, 32), (3, 20, 2, 80)])
+def test_rope(
+    B: int, T: int, H: int, D: int, taken: list[str], within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    """With one table for all rows, and with one for each; x a slice of a wider tensor."""
+    tables = rope_table(frequencies(D, 1e4), B * T)
+    for shape in ((T,), (B, T)):
+        cos, sin = (t[: T * (B if len(shape) > 1 else 1)].view(*shape, D // 2) for t in tables)
+        within_budget(
+            lambda x, cos=cos, sin=sin: rope(x[..., :D], cos, sin),
+            lambda x, cos=cos, sin=sin: rope_reference(x[..., :D], cos.to(x.dtype), sin.to(x.dtype)),
+            [random(B, T, H, D + 3)],
+        )
+    assert set(taken) == {"rope"}
+
+
+def test_the_exponential_from_end_to_end(taken: list[str]) -> None:
+    """silu of every size of number, beside float64's."""
+    x = torch.cat([torch.linspace(-87, 87, 20_001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30])])
+    right = torch.nn.functional.silu(x.double())
+    error = (swiglu(x, torch.ones_like(x)).double() - right).abs()
+    assert taken and float((error / right.abs().clamp(min=1e-35)).max()) < 4e-7
+
+
+def test_what_is_not_a_number_stays_so(taken: list[str]) -> None:
+    x = torch.tensor([[1.0, torch.nan, 2.0]], requires_grad=True)
+    y = swiglu(x, torch.ones(1, 3))
+    assert y.isnan().tolist() == [[False, True, False]]
+    y.sum().backward()
+    assert x.grad is not None and x.grad.isnan().tolist() == [[False, True, False]]
+    assert rms_norm(x, torch.ones(3)).isnan().all() and taken
+
+
+def test_long_sums_are_exact(taken: list[str], random: Callable[..., Tensor]) -> None:
+    """The weight's gradient over many rows of one sign."""
+    x, weight = random(50_000, 8).abs().float() + 1, torch.ones(8, requires_grad=True)
+    rms_norm(x, weight).backward(torch.ones_like(x))
+    right = (x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt()).sum(0)
+    assert taken and weight.grad is not None
+    torch.testing.assert_close(weight.grad.double(), right, rtol=2e-6, atol=0)
+
+
+def test_left_to_torch(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:
+    """Other dtypes and classes, few numbers, many threads, transforms and the compiler."""
+    x, threads = torch.ones(4, 8), torch.get_num_threads()
+    swiglu(x.double(), x.double())
+    swiglu(x.bfloat16(), x.bfloat16())
+    torch.func.grad(lambda a: swiglu(a, x).sum())(x)
+    torch.compile(swiglu, backend="eager", fullgraph=True)(x, x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    swiglu(x, x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(processor, "FEWEST", 33)
+    swiglu(x, x)
+    assert not taken
+    monkeypatch.setattr(processor, "FEWEST", 32)
+    swiglu(x, x)
+    assert taken == ["swiglu"]
+
+
+def test_without_numba() -> None:
+    """Kernels work, and say that their rows go in several passes."""
+    program = (
+        "import sys\n"
+        "sys.modules['numba'] = None\n"
+        "import torch\n"
+        "from luthier.kernels import processor, swiglu\n"
+        "swiglu.swiglu(torch.ones(300, 300), torch.ones(300, 300))\n"
+        'assert processor.ways().endswith("rows in PyTorch\'s passes"), processor.ways()\n'
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("make", ["AuthenticAMD", "GenuineIntel"])
+def test_a_processor_is_known_by_its_make(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Facts:
+        def __init__(self, _: Any) -> None: ...
+
+        def read_text(self) -> str:
+            return f"processor : 0\nvendor_id : {make}\n"
+
+    monkeypatch.setattr(processor, "Path", Facts)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert processor._amd_avx512.__wrapped__() is (make == "AuthenticAMD")
