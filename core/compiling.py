@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -22,26 +23,34 @@ __all__ = ["announce_compiling", "compiling_ahead"]
 TEXT = "The luthier's bench holds 12 planes, 3 gouges and a pot of glue. " * 40
 
 
-def announce_compiling() -> None:
-    """Say once in this process that code is being compiled, when Numba begins to."""
-    from numba.core import event
+def announce_compiling(numba: bool = True) -> None:
+    """Say once in this process that code is being compiled, when that begins. `numba`: also code that Numba itself
+    runs, not only that of tokenizers/machine_code.py, which does without Numba once it is compiled."""
+    from luthier.tokenizers.machine_code import on_compile
 
-    class Once(event.Listener):
-        told = False
+    if _tell not in on_compile:
+        on_compile.append(_tell)
+    if numba and not _listening:
+        from numba.core import event
 
-        def on_start(self, event: object) -> None:
-            if not Once.told:
-                say("compiling (only the first time on this machine: the code is kept on disk)")
-            Once.told = True
+        class Listener(event.Listener):
+            def on_start(self, event: object) -> None:
+                _tell()
 
-        def on_end(self, event: object) -> None: ...
+            def on_end(self, event: object) -> None: ...
 
-    if not _listening:
-        _listening.append(Once())
+        _listening.append(Listener())
         event.register("numba:compile", _listening[0])
 
 
+def _tell() -> None:
+    if not _said.is_set():
+        say("compiling (only the first time on this machine: the code is kept on disk)")
+    _said.set()
+
+
 _listening: list[object] = []
+_said = threading.Event()
 
 
 @contextmanager
@@ -55,7 +64,7 @@ def compiling_ahead() -> Iterator[None]:
         nowhere = subprocess.DEVNULL
         command = [sys.executable, "-m", "luthier.core.compiling"]
         child = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
-        _listening.append(child)  # it has been said
+        _said.set()
     try:
         yield
     finally:

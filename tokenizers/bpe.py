@@ -21,17 +21,19 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
 from luthier.tokenizers.bpe_decode import Decoder, TokenIdError
-from luthier.tokenizers.bpe_dropout import Dropout
 from luthier.tokenizers.bpe_encode import Encoder, Row, join_pairs, row_of
 from luthier.tokenizers.pretokenize import TextError, compile_pattern, split, utf8
 from luthier.tokenizers.special_tokens import SpecialTokenError, cut_tokens, first_of, id_of, recognised
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.bpe_dropout import Dropout
 
 __all__ = [
     "BYTE_ORDER",
@@ -182,6 +184,8 @@ class Tokenizer:
 
     @cached_property
     def _dropout(self) -> Dropout:
+        from luthier.tokenizers.bpe_dropout import Dropout
+
         return Dropout(self._encoder.byte_ids, self.merges, self.joined)
 
     def count(self, text: str) -> int:

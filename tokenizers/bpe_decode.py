@@ -17,18 +17,19 @@ from __future__ import annotations
 import codecs
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
+
+from luthier.tokenizers.machine_code import Code
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.instructions import move_16
 
 __all__ = ["Decoder", "TokenIdError", "join_by_the_book"]
 
+_code = Code(__name__)
 WIDTH: Final = 16  # bytes copied at once
 FEW: Final = 40  # ids; for so few, Python itself is as fast
 
@@ -65,7 +66,7 @@ class Decoder:
             numbers = _whole_numbers(ids)
         except (TypeError, OverflowError):  # what is wrong in a list
             return self._join_few(list(ids))
-        size = int(_size(numbers, self._starts))
+        size = _size(numbers, self._starts)
         if size < 0:
             raise self._no_token(ids[-1 - size], -1 - size)
         joined = np.empty(size + WIDTH, np.uint8)
@@ -114,27 +115,7 @@ def _whole_numbers(ids: list[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return numbers if numbers.flags.writeable else numbers.copy()
 
 
-def _one_vector(typingctx: Any, source: Any, i: Any, target: Any, o: Any) -> Any:
-    """Copy WIDTH bytes from source[i:] to target[o:], wherever these lie."""
-
-    def generate(context, builder, signature, arguments):
-        vector = ir.VectorType(ir.IntType(8), WIDTH)
-        places = []
-        for row, at in ((0, 1), (2, 3)):
-            data = arrayobj.make_array(signature.args[row])(context, builder, arguments[row]).data
-            places.append(builder.bitcast(cgutils.gep_inbounds(builder, data, arguments[at]), vector.as_pointer()))
-        builder.store(builder.load(places[0], align=1), places[1], align=1)
-        return context.get_dummy_value()
-
-    return types.void(source, i, target, o), generate
-
-
-_move: Any = intrinsic(_one_vector)
-
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-
-
-@njit(**_FAST)
+@_code.outer
 def _size(ids, starts):
     """Bytes of all tokens; for an id out of range, -1 - its place."""
     size, count = np.int64(0), np.uint64(len(starts) - 1)
@@ -146,14 +127,14 @@ def _size(ids, starts):
     return size
 
 
-@njit(**_FAST)
+@_code.outer
 def _copy(ids, row, starts, joined):
     """Write the bytes of all tokens to `joined`, and up to WIDTH bytes too many."""
     o = np.int64(0)
     for k in range(len(ids)):
         i = np.uint64(ids[k])
         begin, end = starts[i], starts[i + np.uint64(1)]
-        _move(row, begin, joined, o)
+        move_16(row, begin, joined, o)
         for more in range(WIDTH, end - begin, WIDTH):
-            _move(row, begin + more, joined, o + more)
+            move_16(row, begin + more, joined, o + more)
         o += end - begin

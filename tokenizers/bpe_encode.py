@@ -13,7 +13,8 @@ join    a new piece: a tournament over its pairs of neighbours. Each pair plays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_int64
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -43,6 +44,7 @@ from luthier.tokenizers.bpe_loop import (
     new_words,
     same_words,
 )
+from luthier.tokenizers.machine_code import words_of
 from luthier.tokenizers.pretokenize import cut, utf8
 from luthier.tokenizers.scan import RULES, scanner
 from luthier.tokenizers.shares import LARGEST, Share, in_threads, joined, share_out
@@ -55,6 +57,7 @@ Ids = npt.NDArray[np.int32]
 MOST_IDS: Final = 1 << 20  # a pair of ids and its rank fit into one word
 MOST_SLOTS: Final = 1 << 21  # of one thread's cache, 64 MB and half as much for letters and ids; then it starts afresh
 FIRST_SLOTS: Final = 1 << 16
+AT: Final = 32  # words: four, and from the eighth on scratch for the functions that `encode` calls
 
 
 class Row(NamedTuple):
@@ -120,10 +123,12 @@ class Encoder:
         """Ids of one text: with as little around the compiled loop as can be, since most texts are short."""
         if type(text) is str and len(text) <= LONG and pattern in RULES:
             desk = self._desks.pop() if self._desks else self._desk()
-            page, out, offsets, _ = desk.sheet
-            page.texts[0] = id(text)
-            count = encode(desk.places, STRINGS, *page, scanner(pattern), out, offsets)
-            ids = out[:count].copy() if count >= 0 else None
+            sheet = desk.sheet
+            if sheet.pattern != pattern:
+                desk = desk._replace(sheet=(sheet := self._one_text(desk, pattern)))
+            sheet.page.texts[0] = id(text)
+            count = desk.call(sheet.place)
+            ids = sheet.ids[:count].copy() if count >= 0 else None
             self._desks.append(desk)
             if ids is not None:
                 return ids
@@ -145,7 +150,7 @@ class Encoder:
         desk = self._desks.pop() if self._desks else self._desk()
         stage, page, rule, held = task
         out, used = desk.sheet.ids if ids is None else ids, desk
-        while (stopped := encode(used.places, stage, *page, rule, out, offsets)) < 0:
+        while (stopped := used.encode(stage, page, rule, out, offsets)) < 0:
             size = int(page.at[1])
             if stopped == HALF:
                 self._desks.append(desk)
@@ -165,7 +170,7 @@ class Encoder:
             stage = max(stage, BYTES) if stopped in (NO_BITS, NO_IDS) else AGAIN
         if ids is None:
             if len(out) <= 4 * LARGEST:
-                desk = desk._replace(sheet=desk.sheet._replace(ids=out))
+                desk = desk._replace(sheet=desk.sheet._replace(ids=out, pattern=""))
             out = out[: offsets[-1]].copy()
         self._desks.append(desk)
         return out
@@ -178,9 +183,16 @@ class Encoder:
 
     def _desk(self, cache: Words | None = None, room: Room | None = None, sheet: _Sheet | None = None) -> _Desk:
         cache, room, sheet = cache or self._cache(), room or new_room(128), sheet or _sheet()
-        arrays = (*self._merges, *cache, *room)
-        places = [number for a in arrays for number in (a.ctypes.data, len(a))]
-        return _Desk(cache, room, sheet, np.array([*places, *steps(), sheet.utf8.ctypes.data]))
+        kinds, head = words_of(self._merges, cache, room, (*steps(), sheet.utf8.ctypes.data))
+        rest, _ = words_of(CUT, *sheet.page, scanner("gpt2"), sheet.ids, sheet.offsets)
+        return _Desk(cache, room, sheet._replace(pattern=""), head, encode.taking(kinds + rest))
+
+    def _one_text(self, desk: _Desk, pattern: str) -> _Sheet:
+        """The desk's sheet, made ready for texts that are cut by this pattern."""
+        sheet = desk.sheet
+        _, rest = words_of(STRINGS, *sheet.page, scanner(pattern), sheet.ids, sheet.offsets)
+        block = np.array([*desk.head, *rest])
+        return sheet._replace(pattern=pattern, block=block, place=block.ctypes.data)
 
     def _cache(self) -> Words:
         """A new cache that knows the pieces that are one token."""
@@ -221,7 +233,7 @@ def _table(tokens: Row) -> Words:
 
 class _Page(NamedTuple):
     """Texts, as `encode` takes them: `texts` [n] the address of each, first of the string, then of its bytes; `starts`
-    [n + 1] where each starts in all their bytes; `begins` where pieces begin, as `scan` gives them; `at` [16] where
+    [n + 1] where each starts in all their bytes; `begins` where pieces begin, as `scan` gives them; `at` [AT] where
     `encode` is: the place of the next piece, its end or what is lacking, ids so far, number of the text."""
 
     texts: npt.NDArray[np.int64]
@@ -233,7 +245,7 @@ class _Page(NamedTuple):
 def _page(count: int, characters: int) -> _Page:
     """A page for so many texts and, of all together, so many characters."""
     begins = np.empty(characters // 16 + count, np.uint64)
-    return _Page(np.empty(count, np.int64), np.zeros(count + 1, np.int64), begins, np.zeros(16, np.int64))
+    return _Page(np.empty(count, np.int64), np.zeros(count + 1, np.int64), begins, np.zeros(AT, np.int64))
 
 
 class _Task(NamedTuple):
@@ -260,16 +272,20 @@ def _task(share: Share, pattern: str) -> _Task:
 
 
 def _cut_task(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], begins: npt.NDArray[np.uint64]) -> _Task:
-    return _Task(CUT, _Page(data.ctypes.data + starts[:-1], starts, begins, np.zeros(16, np.int64)), starts, data)
+    return _Task(CUT, _Page(data.ctypes.data + starts[:-1], starts, begins, np.zeros(AT, np.int64)), starts, data)
 
 
 class _Sheet(NamedTuple):
-    """A page and room for the ids of one short text, which always lie ready, and room for UTF-8."""
+    """What one short text needs, which always lies ready: a page, room for its ids and for UTF-8, and the block of
+    `encode` for the pattern it was last used for."""
 
     page: _Page
     ids: Ids
     offsets: npt.NDArray[np.int64]
     utf8: npt.NDArray[np.uint8]
+    pattern: str = ""
+    block: npt.NDArray[np.int64] = np.empty(0, np.int64)
+    place: int = 0
 
 
 def _sheet() -> _Sheet:
@@ -278,9 +294,16 @@ def _sheet() -> _Sheet:
 
 
 class _Desk(NamedTuple):
-    """What a thread works with, and the address and length of each array: one argument instead of fourteen."""
+    """What a thread works with; `call` is `encode`, and `head` the first words that it is given."""
 
     cache: Words
     room: Room
     sheet: _Sheet
-    places: npt.NDArray[np.int64]
+    head: list[int]
+    call: Callable[[Any], int]
+
+    def encode(self, stage: int, page: _Page, rule: Any, ids: Ids, offsets: npt.NDArray[np.int64]) -> int:
+        """What `encode` returns for a page."""
+        _, rest = words_of(stage, *page, rule, ids, offsets)
+        words = (*self.head, *rest)
+        return self.call((c_int64 * len(words))(*words))

@@ -1,19 +1,36 @@
 """The compiled loop of byte-level BPE: text in, ids out. bpe_encode.py says what it does and hands it its tables.
 
-A jitted function calls only those of this file, because Numba's cache on disk looks at one file. The strings' bytes and
-the places where pieces begin come from functions of other files, called by their addresses.
+The strings' bytes and the places where pieces begin come from compiled functions of other files, called by their
+addresses.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import njit, types
-from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic as _intrinsic
+
+from luthier.tokenizers.machine_code import Code
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.instructions import (
+        address,
+        call,
+        fold,
+        high_bit,
+        least_of_16,
+        least_of_32,
+        load,
+        lock,
+        low_bit,
+        lowest_of_32,
+        pick,
+        prefetch,
+        store_two,
+        unlock,
+        view,
+    )
 
 __all__ = [
     "AGAIN",
@@ -42,16 +59,9 @@ __all__ = [
 Ids = npt.NDArray[np.int32]
 
 
-# No function below makes an array, so Numba need not count references; only outer ones are called from Python.
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
-_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_outer, _inner = njit(**_FAST), njit(**_BARE)
-_LOCKED: dict[str, Any] = {**_FAST, "nogil": False}
-_locked = njit(**_LOCKED)  # holds Python's lock
-_pasted = njit(forceinline=True, **_BARE)  # compiled again wherever it is called: its many arguments stay in registers
-_within = njit(inline="always", **_BARE)  # called at one place only: compiled there, once
-intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
-
+_code = Code(__name__)
+_pasted = _code.inner(forceinline=True)
+_within = _code.inner(inline="always")
 _U = np.uint64
 NO_RANK: Final = np.uint32(0xFFFFFFFF)
 STRINGS, BYTES, CUT, AGAIN = range(4)  # how far texts are: their bytes are to be asked for, to be cut, to be encoded
@@ -66,217 +76,6 @@ NO_KEY: Final = np.uint32(0xFFFFFFE0)  # and above: a pair without a merge
 LANE: Final = 32  # bytes of a new piece that can be joined side by side with others
 AHEAD: Final = 16  # a table is asked for the line of so many entries ahead
 LANES: Final = 32  # new pieces joined side by side
-
-
-# ---------------------------------------------------------------- instructions
-
-
-@intrinsic
-def _view(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
-    """The array of `size` items at an address."""
-    kind = types.Array(dtype.dtype, 1, "C")
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from numba.np.arrayobj import populate_array
-
-        array, item = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
-        step = context.get_constant(types.intp, context.get_abi_sizeof(item))
-        place = builder.inttoptr(args[0], item.as_pointer())
-        populate_array(array, data=place, shape=[args[1]], strides=[step], itemsize=step, meminfo=None)
-        return array._getvalue()
-
-    return kind(types.int64, types.int64, dtype), make
-
-
-@intrinsic
-def _address(typingctx: Any, array: Any) -> Any:
-    """Where an array lies."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from numba.np import arrayobj
-
-        return builder.ptrtoint(arrayobj.make_array(signature.args[0])(context, builder, args[0]).data, ir.IntType(64))
-
-    return types.int64(array), make
-
-
-@intrinsic
-def _unlock(typingctx: Any) -> Any:
-    """Give up Python's lock; returns what `_lock` takes."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [])
-        return builder.call(get_or_insert_function(builder.module, kind, "PyEval_SaveThread"), [])
-
-    return types.int64(), make
-
-
-@intrinsic
-def _lock(typingctx: Any, thread: Any) -> Any:
-    """Take Python's lock again."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-        builder.call(get_or_insert_function(builder.module, kind, "PyEval_RestoreThread"), [args[0]])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), make
-
-
-@intrinsic
-def _call(typingctx: Any, address: Any, given: Any) -> Any:
-    """Call the compiled function of numbers at an address."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        function = builder.inttoptr(args[0], ir.FunctionType(word, [word] * given.count).as_pointer())
-        return builder.call(function, [builder.extract_value(args[1], k) for k in range(given.count)])
-
-    return types.int64(types.int64, given), make
-
-
-@intrinsic
-def _load(typingctx: Any, data: Any, i: Any) -> Any:
-    """Eight bytes of data from i on, the first one lowest."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = builder.load(_place(context, builder, signature, args, ir.IntType(64)))
-        word.align = 1
-        return word
-
-    return types.uint64(data, i), make
-
-
-@intrinsic
-def _store_two(typingctx: Any, ids: Any, i: Any, two: Any) -> Any:
-    """Write two ids at once: ids[i] the lower half of `two`, ids[i + 1] the upper."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], _place(context, builder, signature, args, ir.IntType(64))).align = 4
-        return context.get_dummy_value()
-
-    return types.void(ids, i, two), make
-
-
-def _place(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -> Any:
-    from numba.np import arrayobj
-
-    array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
-    return builder.bitcast(builder.gep(array.data, [args[1]]), kind.as_pointer())
-
-
-@intrinsic
-def _low_bit(typingctx: Any, x: Any) -> Any:
-    """The place of the lowest bit that is set."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), make
-
-
-@intrinsic
-def _high_bit(typingctx: Any, x: Any) -> Any:
-    """The place of the highest bit that is set."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
-        return builder.xor(zeros, ir.Constant(ir.IntType(64), 63))
-
-    return types.uint64(types.uint64), make
-
-
-@intrinsic
-def _fold(typingctx: Any, a: Any, b: Any) -> Any:
-    """The two halves of the 128-bit product, one over the other: each bit of the result depends on all of a and b."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide, narrow = ir.IntType(128), ir.IntType(64)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), narrow)
-        return builder.xor(builder.trunc(product, narrow), high)
-
-    return types.uint64(types.uint64, types.uint64), make
-
-
-@intrinsic
-def _pick(typingctx: Any, slots: Any, i: Any, key: Any) -> Any:
-    """Of the eight words from slots[i] on, the one that is `key` above its lower 20 bits; 0 where none is."""
-    vector = ir.VectorType(ir.IntType(64), 8)
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words = builder.load(_place(context, builder, signature, args, vector))
-        words.align = 64
-        alike = builder.icmp_unsigned(
-            "==", builder.lshr(words, ir.Constant(vector, [20] * 8)), _every(builder, vector, args[2])
-        )
-        kind = ir.FunctionType(ir.IntType(64), [vector])
-        either = get_or_insert_function(builder.module, kind, "llvm.vector.reduce.or.v8i64")
-        return builder.call(either, [builder.and_(words, builder.sext(alike, vector))])
-
-    return types.uint64(slots, i, types.uint64), make
-
-
-def _every(builder: Any, vector: Any, value: Any) -> Any:
-    """A vector of equal values."""
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(
-        first, first, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    )
-
-
-@intrinsic
-def _prefetch(typingctx: Any, slots: Any, i: Any) -> Any:
-    """Ask for the line of slots[i]; it arrives while other work is done."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _place(context, builder, signature, args, ir.IntType(8))
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
-        fetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(fetch, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(slots, i), make
-
-
-@intrinsic
-def _match(typingctx: Any, ranks: Any, i: Any) -> Any:
-    """The lowest of ranks[i : i + 32] and the place of the first that has it: lowest << 32 | place."""
-    vector = ir.VectorType(ir.IntType(32), 32)
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        players = builder.load(_place(context, builder, signature, args, vector))
-        players.align = 4
-        kind = ir.FunctionType(ir.IntType(32), [vector])
-        least = get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umin.v32i32")
-        lowest = builder.call(least, [players])
-        who = builder.bitcast(builder.icmp_unsigned("==", players, _every(builder, vector, lowest)), ir.IntType(32))
-        place = builder.zext(builder.cttz(who, ir.Constant(ir.IntType(1), 1)), ir.IntType(64))
-        return builder.or_(builder.shl(builder.zext(lowest, ir.IntType(64)), ir.Constant(ir.IntType(64), 32)), place)
-
-    return types.uint64(ranks, i), make
-
-
-def _least_of(count: int) -> Any:
-    """The lowest of keys[i : i + count]."""
-    vector = ir.VectorType(ir.IntType(32), count)
-
-    @intrinsic
-    def least(typingctx: Any, keys: Any, i: Any) -> Any:
-        def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            words = builder.load(_place(context, builder, signature, args, vector))
-            words.align = 64
-            kind = ir.FunctionType(ir.IntType(32), [vector])
-            lowest = get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.umin.v{count}i32")
-            return builder.call(lowest, [words])
-
-        return types.uint32(keys, i), make
-
-    return least
-
-
-_least_of_16, _least_of_32 = _least_of(16), _least_of(32)
 
 
 # ---------------------------------------------------------------- merges
@@ -296,7 +95,7 @@ class Merges(NamedTuple):
 @_pasted
 def _place_of(merges, left, right):
     """Where in its table the merge of two ids belongs."""
-    return _fold(_U(left) << _U(20) | _U(right), _U(0x9E3779B97F4A7C15)) & _U(len(merges.slots) - 8)
+    return fold(_U(left) << _U(20) | _U(right), _U(0x9E3779B97F4A7C15)) & _U(len(merges.slots) - 8)
 
 
 @_pasted
@@ -304,18 +103,18 @@ def _rank(merges, left, right):
     """The rank of the merge of two ids, NO_RANK where there is none."""
     slots, key, s = merges.slots, _U(left) << _U(20) | _U(right), _place_of(merges, left, right)
     while True:
-        found = _pick(slots, s, key)
+        found = pick(slots, s, key)
         if found or not slots[s + _U(7)]:
             return np.uint32((found & _U(0xFFFFF)) - _U(1))
         s = (s + _U(8)) & _U(len(slots) - 8)
 
 
-@_outer
+@_code.outer
 def fill_merges(merges, pairs, ranks):
     slots = merges.slots
     for k in range(len(pairs)):
         later = min(k + AHEAD, len(pairs) - 1)
-        _prefetch(slots, _place_of(merges, pairs[later, 0], pairs[later, 1]))
+        prefetch(slots, _place_of(merges, pairs[later, 0], pairs[later, 1]))
         key = _U(pairs[k, 0]) << _U(20) | _U(pairs[k, 1])
         s = _place_of(merges, pairs[k, 0], pairs[k, 1])
         while slots[s] and slots[s] >> _U(20) != key:
@@ -379,13 +178,13 @@ def _copy_texts(old: Words, new: Words) -> None:
     new.letters[:letters], new.ids[:ids] = old.letters[:letters], old.ids[:ids]
 
 
-@_outer
+@_code.outer
 def _rehash(old, new):
     """Every piece again: those met early stay in front."""
     for k in range(0, len(old), 4):
         later = min(k + 4 * AHEAD, len(old) - 4)
         if old[later + 1]:
-            _prefetch(new, _home(new, old[later], old[later + 1]))
+            prefetch(new, _home(new, old[later], old[later + 1]))
         if old[k + 1]:
             s = _home(new, old[k], old[k + 1])
             while new[s + 1]:
@@ -394,7 +193,7 @@ def _rehash(old, new):
                 new[s + j] = old[k + j]
 
 
-@_inner
+@_code.inner
 def _pack(first, second, size):
     """The key of `size` bytes, at most INLINE, from the sixteen that begin with them: the bytes and their number."""
     unused = _U(64) - (min(size, _U(8)) << _U(3))
@@ -402,14 +201,14 @@ def _pack(first, second, size):
     return first << unused >> unused, second & rest | size << _U(56)
 
 
-@_inner
+@_code.inner
 def _short_key(data, i, size):
     """The key of data[i : i + size], also at the end of the data."""
     last = len(data) - 16
     if i <= last:
-        return _pack(_load(data, i), _load(data, i + 8), _U(size))
+        return _pack(load(data, i), load(data, i + 8), _U(size))
     if last >= 0:
-        first, second, gone = _load(data, last), _load(data, last + 8), _U(i - last) << _U(3)
+        first, second, gone = load(data, last), load(data, last + 8), _U(i - last) << _U(3)
         if gone < _U(64):
             return _pack(first >> gone | second << (_U(64) - gone), second >> gone, _U(size))
         return _pack(second >> (gone - _U(64)), _U(0), _U(size))
@@ -421,42 +220,42 @@ def _short_key(data, i, size):
     return first, second | _U(size) << _U(56)
 
 
-@_inner
+@_code.inner
 def _long_key(data, i, size):
     """A hash of more than INLINE bytes, and their number."""
     h = _U(size)
     for j in range(i, i + size - 7, 8):
-        h = _fold(h ^ _load(data, j), _U(0x9E3779B97F4A7C15))
-    return _fold(h ^ _load(data, i + size - 8), _U(0xC2B2AE3D27D4EB4F)), LONGER | _U(size)
+        h = fold(h ^ load(data, j), _U(0x9E3779B97F4A7C15))
+    return fold(h ^ load(data, i + size - 8), _U(0xC2B2AE3D27D4EB4F)), LONGER | _U(size)
 
 
-@_inner
+@_code.inner
 def _bare(second):
     """The second word of a key without the place that a long one has in a slot."""
     return second & (LONGER | _U(0xFFFFFF)) if second >= LONGER else second
 
 
-@_inner
+@_code.inner
 def _hash(first, second):
-    return _fold(first ^ _U(0x9E3779B97F4A7C15), second ^ _U(0xC2B2AE3D27D4EB4F))
+    return fold(first ^ _U(0x9E3779B97F4A7C15), second ^ _U(0xC2B2AE3D27D4EB4F))
 
 
-@_inner
+@_code.inner
 def _home(slots, first, second):
     """Where in `slots` a key belongs: the first of two neighbours that share a line of the processor's cache."""
     return np.int64(_hash(first, _bare(second)) & _U(len(slots) - 8))
 
 
-@_inner
+@_code.inner
 def _same(a, i, b, j, size):
     """Whether a[i : i + size] is b[j : j + size]; more than 8 bytes."""
     for k in range(0, size - 7, 8):
-        if _load(a, i + k) != _load(b, j + k):
+        if load(a, i + k) != load(b, j + k):
             return False
-    return _load(a, i + size - 8) == _load(b, j + size - 8)
+    return load(a, i + size - 8) == load(b, j + size - 8)
 
 
-@_inner
+@_code.inner
 def _seek(words, s, first, second, data, i, size):
     """The slot of the piece data[i : i + size] from its home s on, or the free one where it would go."""
     slots = words.slots
@@ -474,7 +273,7 @@ def _copy_ids(words, s, ids, o):
     """Write the ids of slot s to ids[o:], and perhaps one more; returns where they end."""
     count = np.int64(words.slots[s + 3])
     if count <= 2:
-        _store_two(ids, o, words.slots[s + 2])
+        store_two(ids, o, words.slots[s + 2])
     else:
         place = np.int64(words.slots[s + 2])
         for k in range(count):
@@ -491,7 +290,7 @@ def _has_room(words, size):
     )
 
 
-@_inner
+@_code.inner
 def _claim(words, s, first, second, data, i, size):
     """Put the piece data[i : i + size] into the free slot s, as yet without ids."""
     slots, used = words.slots, words.used
@@ -504,7 +303,7 @@ def _claim(words, s, first, second, data, i, size):
     slots[s], slots[s + 1] = first, second
 
 
-@_inner
+@_code.inner
 def _set_ids(words, s, ids, o, count):
     """ids[o : o + count] are those of the piece in slot s."""
     slots, used = words.slots, words.used
@@ -518,19 +317,19 @@ def _set_ids(words, s, ids, o, count):
         used[2] += count
 
 
-@_inner
+@_code.inner
 def _key(data, i, size):
     return _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
 
 
-@_inner
+@_code.inner
 def _ask(words, data, i, size):
     """Ask for the line of the piece data[i : i + size]."""
     first, second = _key(data, i, size)
-    _prefetch(words.slots, _home(words.slots, first, second))
+    prefetch(words.slots, _home(words.slots, first, second))
 
 
-@_outer
+@_code.outer
 def fill_words(words, letters, ends, ids, merges, room, whole):
     """Put in the tokens that are the ids of their bytes: all of them if `whole`, or those that the merges lead to."""
     begin = np.int64(0)
@@ -548,7 +347,7 @@ def fill_words(words, letters, ends, ids, merges, room, whole):
         begin = ends[k]
 
 
-@_inner
+@_code.inner
 def _id_of(words, data, i, size):
     """The id of the token data[i : i + size], -1 where it is none."""
     first, second = _key(data, i, size)
@@ -556,7 +355,7 @@ def _id_of(words, data, i, size):
     return np.int32(words.slots[s + 2] & _U(0x7FFFFFFF)) if words.slots[s + 1] else np.int32(-1)
 
 
-@_outer
+@_code.outer
 def find_pairs(letters, ends, ids, words, pairs, joined):
     count, begin = 0, np.int64(0)
     for k in range(len(ends)):
@@ -607,7 +406,7 @@ def new_room(size: int) -> Room:
     )
 
 
-@_inner
+@_code.inner
 def _fresh(data, i, size, merges, room, ids, o):
     """Write the ids of a piece that was not met before to ids[o:]; returns where they end."""
     _join(data, i, size, merges, room)
@@ -619,7 +418,7 @@ def _fresh(data, i, size, merges, room, ids, o):
     return o
 
 
-@_inner
+@_code.inner
 def _split(match):
     return match >> _U(32), match & _U(31)
 
@@ -630,7 +429,7 @@ def _made(merges, rank):
     return merges.joined[rank] if len(merges.joined) else np.int32(rank)
 
 
-@_inner
+@_code.inner
 def _lowest(ranks, last):
     """What a match says of ranks[:last], one by one: a vector would wait for the ranks that were just written."""
     rank, p, q = ranks[_U(0)], _U(0), _U(1)
@@ -641,7 +440,7 @@ def _lowest(ranks, last):
     return _U(rank), p
 
 
-@_inner
+@_code.inner
 def _join(data, i, size, merges, room):
     """Join the pair of lowest rank, the leftmost of equals, as long as there is one."""
     names, after, before, ranks, levels = room.ids, room.after, room.before, room.ranks, room.levels
@@ -657,11 +456,11 @@ def _join(data, i, size, merges, room):
     top = _set_matches(ranks, levels, size)
     base = _U(levels[top])
     while True:
-        rank, p = _lowest(ranks, last) if size <= 16 else _split(_match(ranks, base))
+        rank, p = _lowest(ranks, last) if size <= 16 else _split(lowest_of_32(ranks, base))
         if rank == _U(NO_RANK):
             return
         for level in range(top - 1, -1, -1):
-            p = p << _U(5) | _match(ranks, _U(levels[level]) + (p << _U(5))) & _U(31)
+            p = p << _U(5) | lowest_of_32(ranks, _U(levels[level]) + (p << _U(5))) & _U(31)
         gone, prior = _U(after[p]), _U(before[p])
         right, new = _U(after[gone]), _made(merges, rank)
         names[p], after[p], ranks[gone], ranks[p] = new, right, NO_RANK, NO_RANK
@@ -683,7 +482,7 @@ def _key_of(rank, place):
     return np.uint32(rank << np.uint32(5) | np.uint32(place))
 
 
-@_inner
+@_code.inner
 def _lay_out(data, i, size, merges, lanes, lane):
     """The bytes of a piece as ids in its lane, and behind them the keys of their pairs: rank << 5 | place of the left
     one, so that the least key tells both and the leftmost of equals comes first."""
@@ -700,7 +499,7 @@ def _lay_out(data, i, size, merges, lanes, lane):
     lanes[lane + p] = np.uint32(merges.byte_ids[left])
 
 
-@_inner
+@_code.inner
 def _learn(data, i, batch, b, n, merges, cache, room):
     """Join the new pieces among those of the batch from b on and put them into the cache. They take turns: a join asks
     for the lines of the table that its two new pairs need, and they arrive while the others have their turns."""
@@ -741,40 +540,40 @@ def _take_turn(merges, lanes, lane, alive):
     keys, p = lane + _U(LANE), alive >> _U(32)
     alive &= _U(0xFFFFFFFF)
     # Of all but the open ones, which were just written: a vector would wait for them
-    least = _least_of_16(lanes, keys) if alive <= _U(0xFFFF) else _least_of_32(lanes, keys)
+    least = least_of_16(lanes, keys) if alive <= _U(0xFFFF) else least_of_32(lanes, keys)
     if p:
         p -= _U(1)
         below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
         if below:
-            prior = _high_bit(below)
+            prior = high_bit(below)
             key = _key_of(_rank(merges, lanes[lane + prior], lanes[lane + p]), prior)
             lanes[keys + prior], least = key, min(least, key)
         if above:
-            key = _key_of(_rank(merges, lanes[lane + p], lanes[lane + p + _U(1) + _low_bit(above)]), p)
+            key = _key_of(_rank(merges, lanes[lane + p], lanes[lane + p + _U(1) + low_bit(above)]), p)
             lanes[keys + p], least = key, min(least, key)
     if least >= NO_KEY:
         return alive
     p = _U(least) & _U(31)
-    gone = p + _U(1) + _low_bit(alive >> p >> _U(1))
+    gone = p + _U(1) + low_bit(alive >> p >> _U(1))
     alive ^= _U(1) << gone
     new = np.uint32(_made(merges, least >> np.uint32(5)))
     lanes[lane + p], lanes[keys + p], lanes[keys + gone] = new, NO_RANK, NO_RANK
     below, above = alive & ((_U(1) << p) - _U(1)), alive >> p >> _U(1)
     if below:
-        prior = _high_bit(below)
+        prior = high_bit(below)
         lanes[keys + prior] = NO_RANK
-        _prefetch(merges.slots, _place_of(merges, lanes[lane + prior], new))
+        prefetch(merges.slots, _place_of(merges, lanes[lane + prior], new))
     if above:
-        _prefetch(merges.slots, _place_of(merges, new, lanes[lane + p + _U(1) + _low_bit(above)]))
+        prefetch(merges.slots, _place_of(merges, new, lanes[lane + p + _U(1) + low_bit(above)]))
     return alive | (p + _U(1)) << _U(32)
 
 
-@_inner
+@_code.inner
 def _gather(lanes, lane, alive, ids):
     """Write the symbols of a lane that are alive to `ids`; returns their number."""
     count = np.int64(0)
     while alive:
-        ids[count] = lanes[lane + _low_bit(alive)]
+        ids[count] = lanes[lane + low_bit(alive)]
         alive &= alive - _U(1)
         count += 1
     return count
@@ -793,16 +592,19 @@ def _set_matches(ranks, levels, size):
             return top
         levels[top + 1], count = levels[top] + padded, padded >> 5
         for k in range(count):
-            ranks[levels[top + 1] + k] = np.uint32(_match(ranks, levels[top] + (k << 5)) >> _U(32))
+            ranks[levels[top + 1] + k] = np.uint32(lowest_of_32(ranks, levels[top] + (k << 5)) >> _U(32))
         top += 1
 
 
-@_inner
+@_code.inner
 def _play_again(ranks, levels, top, p):
     """Place p of the lowest level changed: play its matches again, up to where nothing changes."""
     for level in range(top):
         p >>= _U(5)
-        lowest, place = np.uint32(_match(ranks, _U(levels[level]) + (p << _U(5))) >> _U(32)), _U(levels[level + 1]) + p
+        lowest, place = (
+            np.uint32(lowest_of_32(ranks, _U(levels[level]) + (p << _U(5))) >> _U(32)),
+            _U(levels[level + 1]) + p,
+        )
         if ranks[place] == lowest:
             return
         ranks[place] = lowest
@@ -811,33 +613,29 @@ def _play_again(ranks, levels, top, p):
 # ---------------------------------------------------------------- the loop
 
 
-@_locked
-def encode(places, stage, texts, starts, begins, at, rule, ids, offsets):
+@_code.outer(held=True)
+def encode(merges, cache, room, steps, stage, texts, starts, begins, at, rule, ids, offsets):
     """Write the ids of all texts and where each text starts in them; returns their number. What is lacking it says in
     at[1], called again it goes on: NO_BITS and NO_IDS for a larger `begins` or `ids`, NO_ROOM for a piece that `room`
-    cannot hold, FULL if the cache must grow. HALF: text at[3] is none. Python's lock is given up for longer texts."""
-    p, count = places, len(offsets) - 1
-    byte_ids, pairs = _view(p[0], p[1], np.int32), _view(p[2], p[3], np.uint32)
-    merges = Merges(byte_ids, pairs, _view(p[4], p[5], np.uint64), _view(p[6], p[7], np.int32))
-    letters, kept = _view(p[10], p[11], np.uint8), _view(p[12], p[13], np.int32)
-    cache = Words(_view(p[8], p[9], np.uint64), letters, kept, _view(p[14], p[15], np.int64))
-    names, after, before = _view(p[16], p[17], np.int32), _view(p[18], p[19], np.int32), _view(p[20], p[21], np.int32)
-    ranks, levels, batch = _view(p[22], p[23], np.uint32), _view(p[24], p[25], np.int64), _view(p[26], p[27], np.uint64)
-    lanes, turns = _view(p[28], p[29], np.uint32), _view(p[30], p[31], np.uint64)
-    room = Room(names, after, before, ranks, levels, batch, lanes, turns)
-    arrays = (_address(texts), _address(starts), count)
-    size = _call(p[32], arrays) if stage == STRINGS else starts[count]
-    thread = _unlock() if size > HELD else 0
+    cannot hold, FULL if the cache must grow. HALF: text at[3] is none. Python's lock is given up for longer texts.
+    `steps`: addresses of the two functions of strings.py and of room for UTF-8."""
+    count = len(offsets) - 1
+    at[16], at[17], at[18], at[19] = address(texts), address(starts), count, steps[2]
+    given = (address(at) + 16 * 8,)
+    size = call(steps[0], given) if stage == STRINGS else starts[count]
+    thread = unlock() if size > HELD else 0
     if stage == STRINGS and size >= 0:
-        size = _call(p[33], (*arrays, p[34]))
+        size = call(steps[1], given)
     found = _lacks(stage, size, begins, at, ids, offsets)
     if not found:
         if stage < CUT:
-            bits = (arrays[0], arrays[1], _address(begins), _address(at) + 64, count)
-            _call(rule[0], (*bits, rule[1], rule[2], rule[3], rule[4]))
+            at[18], at[19], at[20] = address(begins), address(at) + 8 * 8, count
+            for k in range(4):
+                at[21 + k] = rule[1 + k]
+            call(rule[0], given)
         found = _encode_texts(texts, starts, begins, merges, cache, room, ids, offsets, at)
     if thread:
-        _lock(thread)
+        lock(thread)
     return found
 
 
@@ -865,7 +663,7 @@ def _encode_texts(texts, starts, begins, merges, cache, room, ids, offsets, at):
     i, o = at[0], at[2]
     for k in range(at[3], len(offsets) - 1):
         end = starts[k + 1] - starts[k]
-        data, safe = _view(texts[k], end, np.uint8), end - 16
+        data, safe = view(texts[k], end, np.uint8), end - 16
         word, base = (starts[k] >> 6) + k + (i >> 6), i & ~63
         bits = begins[word] & ~((_U(2) << _U(i & 63)) - _U(1))
         while i < end:
@@ -873,15 +671,15 @@ def _encode_texts(texts, starts, begins, merges, cache, room, ids, offsets, at):
             n, begin = _U(0), i
             while n < _U(4 * BATCH) and i < end:
                 while bits:
-                    e = base + np.int64(_low_bit(bits))
+                    e = base + np.int64(low_bit(bits))
                     bits &= bits - _U(1)
                     size = e - i
                     if size <= INLINE and i <= safe:
-                        first, second = _pack(_load(data, i), _load(data, i + 8), _U(size))
+                        first, second = _pack(load(data, i), load(data, i + 8), _U(size))
                     else:
                         first, second = _short_key(data, i, size) if size <= INLINE else _long_key(data, i, size)
                     s = _hash(first, second) & home
-                    _prefetch(slots, s)
+                    prefetch(slots, s)
                     batch[n], batch[n + _U(1)], batch[n + _U(2)], batch[n + _U(3)] = first, second, s, _U(e)
                     n += _U(4)
                     i = e
@@ -894,7 +692,7 @@ def _encode_texts(texts, starts, begins, merges, cache, room, ids, offsets, at):
                 b += _U(4)
                 s |= _U((slots[s] != first) | (slots[s + _U(1)] != second)) << _U(2)  # one of two, without a branch
                 if (slots[s] == first) & (slots[s + _U(1)] == second) & (slots[s + _U(3)] <= _U(2)):
-                    _store_two(out, o, slots[s + _U(2)])
+                    store_two(out, o, slots[s + _U(2)])
                     o += np.int64(slots[s + _U(3)])
                 else:
                     size = e - i

@@ -32,7 +32,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from luthier.tokenizers.machine_code import Code
 
 __all__ = ["WALL", "learn_merges"]
 
@@ -46,9 +47,7 @@ BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
 ENOUGH: Final = 1 << 20  # work between two looks at the progress bar
 MOST_CELLS: Final = (1 << 31) - 2
 
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_outer, _inner = njit(**_FAST), njit(**_BARE)
+_code = Code(__name__)
 
 # Places in `used`.
 LISTED, IN_HEAP, IN_BAG, IDS, MERGES, LETTERS, PAIRS, THRESHOLD, WORK, LAST, NEED = range(11)
@@ -126,7 +125,7 @@ def learn_merges(
     letters, starts = state.tokens.letters.tobytes(), state.tokens.begins.tolist()
     sizes, ids = state.text.sizes.tolist(), int(state.used[IDS])
     new = [letters[starts[i] : starts[i] + sizes[i]] for i in range(len(tokens), ids)]
-    total = int(_count_tokens(state.text.cells, state.text.sizes, state.text.weights))
+    total = _count_tokens(state.text.cells, state.text.sizes, state.text.weights)
     return [*tokens, *new], _last_rank(state.merges[: state.used[MERGES]]), total
 
 
@@ -232,7 +231,7 @@ def _with_room(old: Any, more: int) -> Any:
 # ---------------------------------------------------------------- the first cells and pairs
 
 
-@_outer
+@_code.outer
 def _lay(symbols, ends, order, numbers, sizes, cells):
     """Lay the words out in cells, in this order."""
     p = np.int64(0)
@@ -250,7 +249,7 @@ def _lay(symbols, ends, order, numbers, sizes, cells):
         cells[p, 0], cells[p, 1] = WALL, 0
 
 
-@_outer
+@_code.outer
 def _count_pairs(cells, sizes, weights, pairs, used, p, longest):
     """Count the pairs from cell p on; returns the cell to go on at when the table of pairs is two thirds full."""
     while p < len(cells):
@@ -268,7 +267,7 @@ def _count_pairs(cells, sizes, weights, pairs, used, p, longest):
     return p
 
 
-@_outer
+@_code.outer
 def _list_pairs(cells, sizes, lists, pairs, bag, used, place, longest):
     """Write the places of every pair, one pair behind the other, and its row. `place` [slots] is zero."""
     for turn in range(2):
@@ -297,7 +296,7 @@ def _list_pairs(cells, sizes, lists, pairs, bag, used, place, longest):
                 place[s] = used[LISTED] - place[s]
 
 
-@_outer
+@_code.outer
 def _enter_tokens(tokens, reusable):
     """Hash the tokens that are there at the start, and enter those that a merge may make again."""
     for i in range(len(reusable)):
@@ -313,7 +312,7 @@ def _enter_tokens(tokens, reusable):
             tokens.slots[s] = i + 1
 
 
-@_outer
+@_code.outer
 def _count_tokens(cells, sizes, weights):
     """The tokens of the whole text, as the words are split now."""
     p, total = np.int64(1), np.int64(0)
@@ -327,12 +326,12 @@ def _count_tokens(cells, sizes, weights):
 # ---------------------------------------------------------------- pairs and rows
 
 
-@_inner
+@_code.inner
 def _spread(h):
     return (h * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)
 
 
-@_inner
+@_code.inner
 def _pair_slot(pairs, pair):
     """The slot of a pair, or the free one where it would go."""
     mask = np.uint64(len(pairs) - 1)
@@ -342,7 +341,7 @@ def _pair_slot(pairs, pair):
     return s
 
 
-@_inner
+@_code.inner
 def _add(pairs, used, pair, amount):
     """Add to the count of a pair; returns its slot."""
     s = _pair_slot(pairs, pair)
@@ -353,7 +352,7 @@ def _add(pairs, used, pair, amount):
     return s
 
 
-@_outer
+@_code.outer
 def _move_pairs(old, new):
     for s in range(len(old)):
         if old[s, 0]:
@@ -361,7 +360,7 @@ def _move_pairs(old, new):
             new[t, 0], new[t, 1] = old[s, 0], old[s, 1]
 
 
-@_inner
+@_code.inner
 def _push(queue, used, count, pair, begin, places):
     """A row goes into the heap, or into the bag if its count is below the threshold."""
     if count < used[THRESHOLD]:
@@ -381,13 +380,13 @@ def _push(queue, used, count, pair, begin, places):
     rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3] = count, pair, begin, places
 
 
-@_inner
+@_code.inner
 def _copy(source, i, target, j):
     for k in range(4):
         target[j, k] = source[i, k]
 
 
-@_inner
+@_code.inner
 def _drop_first(heap, used):
     """Take the first row off the heap."""
     n = used[IN_HEAP] - 1
@@ -406,7 +405,7 @@ def _drop_first(heap, used):
     _copy(heap, n, heap, i)
 
 
-@_inner
+@_code.inner
 def _fill_heap(queue, used):
     """Lower the threshold until the heap holds the first row of all; False: it has no room for the rows."""
     bag = queue.bag
@@ -435,7 +434,7 @@ def _fill_heap(queue, used):
 # ---------------------------------------------------------------- merging
 
 
-@_outer
+@_code.outer
 def _merge(state, vocab_size, least, longest):
     """Merge until there are enough ids, no pair is left, room is short, or it is time to say how far it is."""
     text, queue, tokens, pairs, merges, used = state
@@ -480,7 +479,7 @@ def _merge(state, vocab_size, least, longest):
     return FINISHED
 
 
-@_inner
+@_code.inner
 def _join_tokens(tokens, used, left, right):
     """The id of the joined token: a new one, or that of a token of the same bytes."""
     sizes, hashes, begins, letters, slots = tokens.sizes, tokens.hashes, tokens.begins, tokens.letters, tokens.slots
@@ -512,7 +511,7 @@ def _join_tokens(tokens, used, left, right):
     return new
 
 
-@_inner
+@_code.inner
 def _join_at(text, p, left, right, new, joins, whole):
     """Join the pair at cell p, if it is still there, or (`whole`) everywhere in the word around that cell, and note the
     neighbours; returns the number of joins so far."""
@@ -545,7 +544,7 @@ def _join_at(text, p, left, right, new, joins, whole):
     return joins
 
 
-@_inner
+@_code.inner
 def _count_changes(text, pairs, used, left, right, new, joins, longest):
     """Count what the joins changed around them; returns how many left and right neighbours there are."""
     around, seen, sizes = text.around, text.seen, text.sizes
@@ -572,7 +571,7 @@ def _count_changes(text, pairs, used, left, right, new, joins, longest):
     return met_x, met_y
 
 
-@_inner
+@_code.inner
 def _make_rows(text, pairs, queue, used, joins, met_x, met_y):
     """Give every pair that came to be its row and its list of places."""
     around, seen, lists, events = text.around, text.seen, text.lists, text.events

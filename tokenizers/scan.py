@@ -21,15 +21,16 @@ after punctuation and letters without case before capitals).
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import regex
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic as _intrinsic
+
+from luthier.tokenizers.machine_code import Code
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.instructions import ascii_masks, high_bit, low_bit, view
 
 __all__ = ["RULES", "compiled", "ends_of", "scan", "scanner"]
 
@@ -41,6 +42,7 @@ _CLASSES = {
     **{"Ll": LETTER | LOWER, "M": UPPER | LOWER, "N": NUMBER},
 }
 _APOSTROPHE, _BLANK, _SLASH = 39, 32, 47
+_code = Code(__name__)
 
 _GPT2, _SMOLLM, _GPT4, _O200K = map(np.int64, range(4))
 # name → rule, numerals in one piece at most, white space up to the end of the text is one piece
@@ -62,16 +64,14 @@ def scan(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], name: str) 
     starts = np.ascontiguousarray(starts, np.int64)
     arrays = (data.ctypes.data + starts[:-1], starts, begins, np.empty(64, np.uint8))
     places = [array.ctypes.data for array in arrays]
-    _scan(*places, len(starts) - 1, *scanner(name)[1:].tolist())  # pyright: ignore[reportCallIssue]
+    _scan(*places, len(starts) - 1, *scanner(name)[1:].tolist())
     return begins
 
 
 @cache
 def scanner(name: str) -> npt.NDArray[np.int64]:
     """The rule of that name for compiled code of another file: the address of `_scan` and its last four arguments."""
-    machine_code = _scan.get_compile_result(types.int64(*[types.int64] * 9))
-    address = machine_code.library.get_pointer_to_function(machine_code.fndesc.llvm_cfunc_wrapper_name)
-    return np.array([address, _class_table().ctypes.data, *RULES[name]], np.int64)
+    return np.array([_scan.address(*range(9)), _class_table().ctypes.data, *RULES[name]], np.int64)
 
 
 def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -83,8 +83,7 @@ def ends_of(begins: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 def compiled() -> bool:
     """Whether this machine has the compiled code on disk."""
-    place = _scan.stats.cache_path
-    return place is not None and any(Path(place).glob(f"{Path(__file__).stem}._scan-*.nbi"))
+    return _scan.is_kept()
 
 
 @cache
@@ -103,19 +102,10 @@ def _class_table() -> npt.NDArray[np.uint8]:
     return table
 
 
-# No function below makes an array, so Numba need not count references (`_nrt=False`: three times as fast), and only
-# two are called from Python, so the others need no wrappers. Constants are of one type: each compiles once.
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "boundscheck": False}
-_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_outer, _inner = njit(**_FAST), njit(**_BARE)
-_within = njit(inline="always", **_BARE)  # called at one place only: compiled there, once
-intrinsic: Any = _intrinsic  # to a type checker it takes an argument more
-
-
 # ---------------------------------------------------------------- the walk
 
 
-@_inner
+@_code.inner
 def _read(data, table, i):
     """Classes of the code point that starts at byte i, and the byte after it."""
     b = np.int64(data[i])
@@ -129,7 +119,7 @@ def _read(data, table, i):
     return table[high | np.int64(data[i + 2] & 0x3F) << 6 | (data[i + 3] & 0x3F)], i + 4
 
 
-@_inner
+@_code.inner
 def _run(data, table, i, any_of, none_of, most):
     """The end of the run from i of code points in `any_of` (0: no demand) and not in `none_of`, at most `most`."""
     while i < len(data) and most > 0:
@@ -140,7 +130,7 @@ def _run(data, table, i, any_of, none_of, most):
     return i
 
 
-@_inner
+@_code.inner
 def _contraction(data, i, fold):
     """Bytes of 's 't 'm 'd 're 've 'll at i, or 0. `fold`: capitals too, and ſ (U+017F), which folds to s."""
     n = len(data)
@@ -160,7 +150,7 @@ def _contraction(data, i, fold):
     return 0
 
 
-@_inner
+@_code.inner
 def _space(data, table, i, lines, whole_end, also_before):
     r"""The end of white space at i: `\s+$` if `whole_end`, `\s*[\r\n]+` if `lines`, `\s+(?!\S)`, `\s+`."""
     e, last, newline = i, i, -1
@@ -180,7 +170,7 @@ def _space(data, table, i, lines, whole_end, also_before):
     return last if last > i else e  # the last blank goes with the word after it
 
 
-@_inner
+@_code.inner
 def _capitals_then_small(data, table, i):
     """`UPPER*LOWER+` at i, or i. A letter without case is in both classes, so the run of capitals may have to give
     characters back until its next one is in LOWER."""
@@ -196,7 +186,7 @@ def _capitals_then_small(data, table, i):
     return small if small > e else shared
 
 
-@_inner
+@_code.inner
 def _word_o200k(data, table, i, c, after):
     """The two word alternatives of o200k at i with their optional first character and contraction, or i."""
     e = i
@@ -214,7 +204,7 @@ def _word_o200k(data, table, i, c, after):
     return e + _contraction(data, e, c >= 0) if e > i else i
 
 
-@_inner
+@_code.inner
 def _piece_end(data, table, i, rule, digits, whole_end):
     """The end of the piece that starts at byte i."""
     n = len(data)
@@ -259,75 +249,7 @@ _U = np.uint64
 _ZERO, _ONE, _TOP, _ALL = _U(0), _U(1), _U(63), _U(0xFFFFFFFFFFFFFFFF)
 
 
-@intrinsic
-def _view(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
-    """The array of `size` items at an address."""
-    kind = types.Array(dtype.dtype, 1, "C")
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from numba.np.arrayobj import populate_array
-
-        array, item = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
-        step = context.get_constant(types.intp, context.get_abi_sizeof(item))
-        place = builder.inttoptr(args[0], item.as_pointer())
-        populate_array(array, data=place, shape=[args[1]], strides=[step], itemsize=step, meminfo=None)
-        return array._getvalue()
-
-    return kind(types.int64, types.int64, dtype), make
-
-
-@intrinsic
-def _low_bit(typingctx: Any, x: Any) -> Any:
-    """The place of the lowest bit that is set; 64 for 0."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), make
-
-
-@intrinsic
-def _high_bit(typingctx: Any, x: Any) -> Any:
-    """The place of the highest bit that is set; x is not 0."""
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(ir.Constant(ir.IntType(64), 63), builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0)))
-
-    return types.uint64(types.uint64), make
-
-
-@intrinsic
-def _ascii_masks(typingctx: Any, data: Any, i: Any) -> Any:
-    """Masks of data[i : i + 64]: a–z, A–Z, 0–9, white space, newlines, blanks, apostrophes, slashes, bytes that go on
-    with a character, bytes that begin one of several."""
-    vector = ir.VectorType(ir.IntType(8), 64)
-
-    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from numba.np import arrayobj
-
-        array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
-        x = builder.load(builder.bitcast(builder.gep(array.data, [args[1]]), vector.as_pointer()))
-        x.align = 1
-
-        def every(byte: int) -> Any:
-            return ir.Constant(vector, [byte] * 64)
-
-        def within(low: int, high: int) -> Any:
-            return builder.icmp_unsigned("<=", builder.sub(x, every(low)), every(high - low))
-
-        def equal(byte: int) -> Any:
-            return builder.icmp_unsigned("==", x, every(byte))
-
-        blank, newline = equal(_BLANK), builder.or_(equal(10), equal(13))
-        masks = [within(97, 122), within(65, 90), within(48, 57), builder.or_(blank, within(9, 13)), newline, blank]
-        masks += [equal(_APOSTROPHE), equal(_SLASH), within(0x80, 0xBF), within(0xC0, 0xFF)]
-        words = [builder.bitcast(mask, ir.IntType(64)) for mask in masks]
-        return context.make_tuple(builder, signature.return_type, words)
-
-    return types.UniTuple(types.uint64, 10)(data, i), make
-
-
-@_within
+@_code.inner(inline="always")
 def _masks(data, last, table, w, rule, spill):
     """Masks of block w: letters, capitals, small letters, marks, numerals, white space, newlines, blanks, apostrophes,
     slashes, continuation bytes, white space beyond ASCII; and what the block's last character has in the next block
@@ -336,7 +258,7 @@ def _masks(data, last, table, w, rule, spill):
     at, n = w << 6, len(data)
     whole = at + 64 <= n
     small, capital, number, white, newline, blank, apostrophe, slash, rest, first = (
-        _ascii_masks(data, at) if whole else _ascii_masks(last, np.int64(0))
+        ascii_masks(data, at) if whole else ascii_masks(last, np.int64(0))
     )
     letter, mark, odd = small | capital, _ZERO, _ZERO
     c, bits = spill >> 8, (_ONE << _U(spill & 0xFF)) - _ONE
@@ -358,7 +280,7 @@ def _masks(data, last, table, w, rule, spill):
         bits = _ZERO
         if not first:
             break
-        p = _low_bit(first)
+        p = low_bit(first)
         first &= first - _ONE
         c, after = _read(data, table, at + np.int64(p))
         size = _U(after - at) - p
@@ -371,23 +293,23 @@ def _masks(data, last, table, w, rule, spill):
     return letter, capital, small, mark, number, white, newline, blank, apostrophe, slash, rest, odd, spill
 
 
-@_outer
+@_code.outer
 def _scan(texts, starts, begins, last, count, table, rule, digits, whole_end):
     """Scan `count` texts. All are numbers, so that code which knows the address can call it: those of `texts` [count]
     address of each text, `starts` [count + 1], `begins`, `last` [64] for the block that a text ends in, `table`."""
-    texts, starts = _view(texts, count, np.int64), _view(starts, count + 1, np.int64)
-    last, table = _view(last, np.int64(64), np.uint8), _view(table, np.int64(0x110000), np.uint8)
+    texts, starts = view(texts, count, np.int64), view(starts, count + 1, np.int64)
+    last, table = view(last, np.int64(64), np.uint8), view(table, np.int64(0x110000), np.uint8)
     for k in range(count):
         size = starts[k + 1] - starts[k]
-        text, rest = _view(texts[k], size, np.uint8), size & 63
+        text, rest = view(texts[k], size, np.uint8), size & 63
         for i in range(64):
             last[i] = text[size - rest + i] if i < rest else 0
-        bits = _view(begins + (((starts[k] >> 6) + k) << 3), (size >> 6) + 1, np.uint64)
+        bits = view(begins + (((starts[k] >> 6) + k) << 3), (size >> 6) + 1, np.uint64)
         _scan_text(text, last, table, rule, digits, whole_end, bits)
     return np.int64(0)
 
 
-@_within
+@_code.inner(inline="always")
 def _scan_text(data, last, table, rule, digits, whole_end, begins):
     """Set the bits where the pieces of one text begin; `last` holds its last, incomplete block. Names with _b hold, in
     bit 0, what the block before says of its last byte; names with _a belong to the block after."""
@@ -455,19 +377,19 @@ def _scan_text(data, last, table, rule, digits, whole_end, begins):
             while stops:
                 bit = stops & (~stops + _ONE)
                 stops ^= bit
-                lines ^= _ONE << _high_bit(lines & (bit - _ONE))
+                lines ^= _ONE << high_bit(lines & (bit - _ONE))
             if reach < gap:
-                p = _low_bit(~white_a | newline_a)
+                p = low_bit(~white_a | newline_a)
                 if p == _U(64):
                     hard = _ALL
                 elif newline_a >> p & _ONE:
-                    lines ^= _ONE << _high_bit(lines)
+                    lines ^= _ONE << high_bit(lines)
             s |= lines
 
         known = settled = next_begin
         marks = apostrophe & (letter >> _ONE | letter_a << _TOP) & (after_letter if o200k else signs)
         while marks:
-            p = _low_bit(marks)
+            p = low_bit(marks)
             marks &= marks - _ONE
             i = at + np.int64(p)
             size = _contraction(data, i, not plain) if i >= settled + o200k else 0
@@ -492,18 +414,18 @@ def _scan_text(data, last, table, rule, digits, whole_end, begins):
             s = s & (_ONE << _U(n - at)) - _ONE | _ONE << _U(n - at)
         begins[w] = s
         if s:
-            begin = at + np.int64(_high_bit(s))
+            begin = at + np.int64(high_bit(s))
         letter_b, number_b, white_b, newline_b = letter >> _TOP, number >> _TOP, white >> _TOP, newline >> _TOP
         blank_b, other_b = blank >> _TOP, other >> _TOP
 
 
-@_outer
+@_code.outer
 def _list_bits(begins, places):
     """The places of all bits that are set."""
     k = 0
     for w in range(len(begins)):
         bits = begins[w]
         while bits:
-            places[k] = w << 6 | np.int64(_low_bit(bits))
+            places[k] = w << 6 | np.int64(low_bit(bits))
             bits &= bits - _ONE
             k += 1

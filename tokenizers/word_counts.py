@@ -29,21 +29,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from luthier.tokenizers.machine_code import Code
 from luthier.tokenizers.pretokenize import PATTERNS, boundaries, compile_pattern
+
+if TYPE_CHECKING:
+    from luthier.tokenizers.instructions import load
 
 __all__ = ["MAX_PIECE_LENGTH", "PART", "WordCounts", "count_words", "cut_place"]
 
 MAX_PIECE_LENGTH: Final = 1024  # bytes; no word of a language comes near it
 PART: Final = 1 << 19  # characters counted at once
+_code = Code(__name__)
 _CUT: Final = re.compile(r"[^\W_](?=[ \n.,;:!?，。、！？：；])")
 
 
@@ -155,7 +156,7 @@ class _Counter:
     def add(self, data: Any, ends: Any, counts: Any) -> None:
         """Count the pieces, each `counts` times (empty: once)."""
         done = 0
-        data, ends, counts = _only_read(data), np.ascontiguousarray(ends), _only_read(counts)
+        data, ends, counts = map(np.ascontiguousarray, (data, ends, counts))
         while (done := _count(data, ends, counts, done, self.longest, self.table)) < len(ends):
             larger = 2 * self.table.slots.nbytes + 2 * len(self.table.letters) + len(data)
             if 2 * larger > self.room and self.table.used[0] > 1 << 10:  # as much again for sorting
@@ -226,10 +227,6 @@ def _sum_range(runs: list[list[npt.NDArray[Any]]], number: int, bits: int) -> tu
 
 # ---------------------------------------------------------------- the table
 
-_FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_BARE: dict[str, Any] = {**_FAST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_outer, _inner = njit(**_FAST), njit(**_BARE)
-
 _U = np.uint64
 _C1, _C2 = _U(0x9E3779B97F4A7C15), _U(0xFF51AFD7ED558CCD)
 
@@ -259,18 +256,11 @@ def _larger(old: _Table, letters: int) -> _Table:
     return _Table(slots, more, old.used)
 
 
-def _only_read(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array as one that is not written to: to Numba those are two types, and it would compile for both."""
-    view = np.ascontiguousarray(array)[:]
-    view.flags.writeable = False
-    return view
-
-
 def _words_of(table: _Table) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], int]:
     """Hash and slot of every word, and how many letters they have."""
     words = int(table.used[0])
     hashes, slots = np.empty(words, np.uint64), np.empty(words, np.int64)
-    return hashes, slots, int(_list(table, hashes, slots))
+    return hashes, slots, _list(table, hashes, slots)
 
 
 def _contents(table: _Table, slots: npt.NDArray[np.int64], size: int) -> tuple[npt.NDArray[Any], ...]:
@@ -280,35 +270,20 @@ def _contents(table: _Table, slots: npt.NDArray[np.int64], size: int) -> tuple[n
     return letters, ends, counts
 
 
-@intrinsic
-def _eight_bytes(context: Any, data: Any, i: Any) -> Any:
-    """Eight bytes of an array from byte i on as one number."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(64).as_pointer())
-        return builder.load(place, align=1)
-
-    return types.uint64(data, i), generate
-
-
-_load64: Any = _eight_bytes  # to a type checker an intrinsic has one argument more
-
-
-@_inner
+@_code.inner
 def _keys(data, begin, end):
     """Two numbers that stand for data[begin:end]: up to 16 bytes the first eight and the rest, shifted to the top."""
     size = end - begin
     if size > 16:
         h = _U(size)
         for i in range(begin, end - 8, 8):
-            h = (h ^ _load64(data, i)) * _C1
+            h = (h ^ load(data, i)) * _C1
             h ^= h >> _U(32)
-        return h, _load64(data, end - 8)
+        return h, load(data, end - 8)
     if begin + 16 <= len(data):  # without a branch for the size
-        first = _load64(data, begin) << _U(64 - 8 * min(size, 8))
+        first = load(data, begin) << _U(64 - 8 * min(size, 8))
         half = _U(32 - 4 * max(size - 8, 0))  # two steps: no machine shifts by 64
-        return first, _load64(data, begin + 8) << half << half
+        return first, load(data, begin + 8) << half << half
     first, rest = _U(0), _U(0)
     for i in range(size):
         if i < 8:
@@ -318,14 +293,14 @@ def _keys(data, begin, end):
     return first, rest
 
 
-@_inner
+@_code.inner
 def _hash(key, last, size):
     h = (key ^ last * _C1 ^ _U(size)) * _C2
     h = (h ^ h >> _U(32)) * _C1
     return h ^ h >> _U(29)
 
 
-@_inner
+@_code.inner
 def _same(a, i, b, j, size):
     k = np.int64(0)
     while k < size and a[np.int64(i) + k] == b[j + k]:
@@ -333,7 +308,7 @@ def _same(a, i, b, j, size):
     return k == size
 
 
-@_outer
+@_code.outer
 def _count(data, ends, counts, first, longest, table):
     """Count the pieces from number `first` on; returns the number of the first piece that finds no room."""
     slots, letters, mask = table.slots, table.letters, _U(len(table.slots) - 1)
@@ -376,7 +351,7 @@ def _count(data, ends, counts, first, longest, table):
     return k
 
 
-@_outer
+@_code.outer
 def _move(old, new):
     mask = _U(len(new) - 1)
     for i in range(len(old)):
@@ -388,7 +363,7 @@ def _move(old, new):
                 new[s, k] = old[i, k]
 
 
-@_outer
+@_code.outer
 def _list(table, hashes, slots):
     """Hash and slot of every word; returns how many letters they have."""
     words, letters = 0, np.int64(0)
@@ -401,7 +376,7 @@ def _list(table, hashes, slots):
     return letters
 
 
-@_outer
+@_code.outer
 def _write(table, order, letters, ends, counts):
     """The words in the slots `order`, one behind the other."""
     end = np.int64(0)

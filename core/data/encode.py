@@ -111,7 +111,7 @@ def encode(
         given = {"inputs": [str(path.resolve()) for path in inputs], "tokenizer": str(Path(tokenizer).resolve())}
         write_json(work.folder / "run.json", {"stage": "encode", "given": given})
 
-        announce_compiling()
+        announce_compiling(numba=False)
         _write(
             work.folder,
             read_texts(inputs, general=config.general, column=config.column),

@@ -201,7 +201,7 @@ class _Texts:
 def _count(texts: _Texts, config: TokenizerConfig, pattern: str) -> WordCounts:
     from luthier.tokenizers.word_counts import count_words
 
-    announce_compiling()
+    announce_compiling(numba=False)
     with progress("counting words", texts.size(), "bytes") as advance:
         return count_words(
             texts.read(advance),
