@@ -33,10 +33,10 @@ def test_ratio_above_one_means_ours_is_better():
     assert row["ratio"] == 2
 
 
-def test_tools_take_turns():
+def test_tools_take_turns_and_each_is_first_once():
     heard = []
     taken = seconds_in_turn({"a": lambda: heard.append("a"), "b": lambda: heard.append("b")}, 2)
-    assert "".join(heard) == "ababab"
+    assert "".join(heard) == "ab" + "ab" + "ba"
     assert [len(seconds) for seconds in taken.values()] == [2, 2]
 
 
