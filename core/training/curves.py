@@ -1,6 +1,7 @@
 """The curve for others: TensorBoard's event files and Weights & Biases, where they are asked for.
 
-metrics.jsonl is always written and is what luthier itself reads. These two get the same rows.
+metrics.jsonl is always written and is what luthier itself reads. These two get the same rows. Both hold rows back for
+a while before they write them, so that a killed run loses some there; a run that goes on hands them over once more.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.core.artifacts import read_json
+from luthier.core.artifacts import read_json, read_jsonl
 from luthier.core.errors import ConfigError
 from luthier.core.training.loop_config import LoopConfig
 
-__all__ = ["Curves", "check_curves"]
+__all__ = ["METRICS", "Curves", "check_curves"]
+
+METRICS = "metrics.jsonl"
 
 
 def check_curves(config: LoopConfig) -> None:
@@ -33,7 +36,8 @@ def _there(package: str) -> bool:
 
 
 class Curves:
-    """Hands every row of metrics.jsonl on. `start` is the step that a resumed run goes on from."""
+    """Hands every row of metrics.jsonl on. `start` is the step that a resumed run goes on from: the rows up to there
+    are read from the folder's metrics.jsonl and stand for what was there before."""
 
     def __init__(self, config: LoopConfig, folder: Path, start: int = 0) -> None:
         self.board: Any = None
@@ -42,7 +46,7 @@ class Curves:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=start or None)
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=0 if start else None)
         if config.wandb:
             import wandb  # pyright: ignore[reportMissingImports]
 
@@ -54,15 +58,26 @@ class Curves:
                 dir=folder.parent,
                 resume="allow",
             )
+        if start and (self.board is not None or self.run is not None):
+            known = self.run.step if self.run is not None else 0  # W&B takes no step twice; offline it knows of none
+            for row in read_jsonl(folder / METRICS):
+                self._to_board(row)
+                if row["step"] >= known:
+                    self._to_run(row)
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand one row on."""
-        numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+        self._to_board(row)
+        self._to_run(row)
+
+    def _to_board(self, row: dict[str, Any]) -> None:
         if self.board is not None:
-            for name, value in numbers.items():
+            for name, value in _numbers(row).items():
                 self.board.add_scalar(name, value, row["step"])
+
+    def _to_run(self, row: dict[str, Any]) -> None:
         if self.run is not None:
-            self.run.log(numbers, step=row["step"])
+            self.run.log(_numbers(row), step=row["step"])
 
     def __enter__(self) -> Curves:
         return self
@@ -72,3 +87,7 @@ class Curves:
             self.board.close()
         if self.run is not None:
             self.run.finish()
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}

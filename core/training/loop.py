@@ -42,7 +42,7 @@ from luthier.core.console import duration, progress, say
 from luthier.core.errors import TrainingError
 from luthier.core.training.batches import Batch, named, split_rows
 from luthier.core.training.checkpoint import Checkpoints, agree, at_step, load_checkpoint, newest, recover
-from luthier.core.training.curves import Curves
+from luthier.core.training.curves import METRICS, Curves
 from luthier.core.training.execution import (
     FIRST_SCALE,
     autocast,
@@ -60,7 +60,7 @@ from luthier.core.training.parallel import Workers
 
 __all__ = ["Fitted", "fit", "is_spike", "next_token_loss", "trained_tokens"]
 
-METRICS, CLOCK = "metrics.jsonl", "clock.jsonl"
+CLOCK = "clock.jsonl"
 STEPS_TO_GUESS = 5  # the first steps are slower; after these the time left is told
 REMEMBERED, NEEDED = 64, 16  # losses that a spike is measured against, at most and at least
 MOST_ROLLBACKS = 10

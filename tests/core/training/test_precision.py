@@ -159,24 +159,36 @@ def test_tensorboard_gets_the_curve(shards, tmp_path):
 
 
 def test_wandb_gets_the_curve_and_knows_a_run_that_goes_on(shards, tmp_path, monkeypatch):
-    begun, rows = [], []
+    """The first start dies at step 12, and what the packages held back with it: step 8 on, and TensorBoard's file."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    begun, rows, board = [], [], tmp_path / ".m.building" / "tensorboard"
+
+    def log(row, step):
+        if len(begun) == 1 and step == 12:
+            raise KeyboardInterrupt
+        if len(begun) == 2 or step < 8:
+            rows.append((step, row))
 
     def init(**arguments):
         begun.append(arguments)
-        if len(begun) == 1:
-            raise KeyboardInterrupt
-        return SimpleNamespace(log=lambda row, step: rows.append((step, row)), finish=lambda: None)
+        return SimpleNamespace(log=log, finish=lambda: None, step=8 * (len(begun) - 1))
 
     wandb = ModuleType("wandb")
     wandb.__spec__, wandb.init = ModuleSpec("wandb", None), init  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = replace(CONFIG, wandb="piano", evaluate_every=10)
+    config = replace(CONFIG, wandb="piano", tensorboard=True, evaluate_every=10, save_every=0.0)
     with pytest.raises(KeyboardInterrupt):
         pretrain(shards, tmp_path / "m", config)
+    for file in board.iterdir():
+        file.unlink()
     pretrain(shards, tmp_path / "m", config)
     assert [step for step, row in rows if "validation_loss" in row] == [0, 10, 20]
     assert [row["loss"] for _, row in rows if "loss" in row] == losses(tmp_path / "m").tolist()
     assert begun[0] == begun[1] and begun[0]["id"] and (begun[0]["project"], begun[0]["name"]) == ("piano", "m")
+    events = accumulator.EventAccumulator(str(tmp_path / "m" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 21))
+    assert [e.step for e in events.Scalars("validation_loss")] == [0, 10, 20]
 
 
 def test_a_missing_package_is_named_before_anything_is_made(shards, tmp_path, monkeypatch):
