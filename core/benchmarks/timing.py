@@ -121,23 +121,22 @@ def _same(name: str, tool: Tool) -> bool | None:
 
 
 def _rounds(tools: Mapping[str, Tool], repeats: int, budget: float) -> dict[str, list[float]]:
-    """Seconds of each call, the tools taking turns, and turns in who comes first: that one finds the processor's caches
-    full of what collecting garbage has looked at. The garbage collector waits for the end of a round."""
+    """Seconds of each call, the tools taking turns. Before each the garbage is collected, and not while it runs: so
+    every one finds the processor's caches full of the same, and nobody of what itself left there a moment ago."""
     taken: dict[str, list[float]] = {name: [] for name in tools}
     spent = dict.fromkeys(tools, 0.0)
-    turns = list(tools.items())
     for _ in range(repeats):
-        gc.collect()
-        gc.disable()
-        try:
-            for name, tool in turns:
-                if not taken[name] or spent[name] < budget:
-                    _, seconds, before = tool.run()
-                    taken[name].append(seconds)
-                    spent[name] += seconds + before
-        finally:
-            gc.enable()
-        turns = [*turns[1:], *turns[:1]]
+        for name, tool in tools.items():
+            if taken[name] and spent[name] >= budget:
+                continue
+            gc.collect()
+            gc.disable()
+            try:
+                _, seconds, before = tool.run()
+            finally:
+                gc.enable()
+            taken[name].append(seconds)
+            spent[name] += seconds + before
     return taken
 
 
