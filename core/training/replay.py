@@ -43,9 +43,17 @@ class Run:
     """The lines of metrics.jsonl."""
     processes: int = 1
     """How many trained it together."""
+    own_objective: bool = False
+    """Whether its loss was given as a function, which a run's folder does not hold."""
 
     def by_one(self) -> Run:
-        """Itself. TrainingError if several processes trained it: their sums are rounded otherwise than those here."""
+        """Itself. TrainingError if it cannot be made again here: several processes trained it, whose sums are rounded
+        otherwise, or its loss is not known."""
+        if self.own_objective:
+            raise TrainingError(
+                f"{self.folder} was trained with an objective of its own, a function that is not in its folder, so "
+                "that no step can be made again\nWhat a step was made of: luthier show RUN --step N"
+            )
         if self.processes > 1:
             raise TrainingError(
                 f"{self.folder} was trained by {self.processes} processes: a single one adds up in another order, so "
@@ -84,7 +92,8 @@ def open_run(folder: Path) -> Run:
     config = getattr(stage, kinds[about["stage"]])(**settings)
     rows = list(read_jsonl(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
     opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)
-    return replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1))
+    own = "objective" in _inputs_of(folder)
+    return replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1), own_objective=own)
 
 
 def _home(folder: Path, mark: str) -> Path:
@@ -126,8 +135,7 @@ def _path(value: Any) -> Path | None:
 
 def _same_inputs(folder: Path, about: dict[str, Any]) -> None:
     """The inputs are where they were and hold what they held."""
-    known = read_json(folder / ("manifest.json" if (folder / "manifest.json").is_file() else "work.json"))["inputs"]
-    given = about["given"]
+    known, given = _inputs_of(folder), about["given"]
     shards = given.get("shards") or []
     paths = {**given, **{("shards" if i == 0 else f"shards {i + 1}"): p for i, p in enumerate(shards)}}
     for name, value in known.items():
@@ -138,6 +146,11 @@ def _same_inputs(folder: Path, about: dict[str, Any]) -> None:
             raise InputError(f"{path} ({name}) is gone: without it the run cannot be rebuilt")
         if content_hash(Path(path)) != value:
             raise InputError(f"{path} ({name}) has changed since {folder} was trained: the run cannot be rebuilt")
+
+
+def _inputs_of(folder: Path) -> dict[str, str]:
+    """The hashes of what a run was made of, by name."""
+    return read_json(folder / ("manifest.json" if (folder / "manifest.json").is_file() else "work.json"))["inputs"]
 
 
 # ---------------------------------------------------------------- from a checkpoint

@@ -12,8 +12,10 @@ import torch
 
 from luthier.core.data.conversations import Message, encode_conversation
 from luthier.core.data.preferences import Preference
+from luthier.core.errors import TrainingError
 from luthier.core.training.batches import pack
 from luthier.core.training.dpo import encode_preference
+from luthier.core.training.replay import replay
 from luthier.examples.own_objective import BETA, GAMMA, simpo
 from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import preset
@@ -68,3 +70,5 @@ def test_simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert len(script.read_text().splitlines()) < 40
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert abs(json.loads(lines[0])["loss"] * 6 - float(expected)) < 1e-4 * float(expected)
+    with pytest.raises(TrainingError, match="an objective of its own, a function that is not in its folder"):
+        replay(Path("out"), 1)
