@@ -14,7 +14,7 @@ from luthier.core.data.shards import write_shards
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.batches import IGNORED, chance
 from luthier.core.training.examples import Wording, encode_wording, read_wordings, vary
-from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.core.training.finetune import FinetuneConfig, _rate, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.tuning_batches import batches
 from luthier.models.checkpoints import load_model, save_model
@@ -183,3 +183,14 @@ def test_a_foreign_folder_without_chat_tokens_is_tuned_too(tmp_path, capsys):
     save_model(Transformer(replace(shape, vocab_size=290)), tmp_path / "base")
     with pytest.raises(InputError, match="its tokenizer has 300 tokens, its model only 290"):
         finetune(tmp_path / "base", [rows], tmp_path / "other")
+
+
+def test_the_rate_follows_the_width_but_not_below_96():
+    def rate(width, **more):
+        return _rate(FinetuneConfig(**more), width)
+
+    assert rate(192) == 1.2e-2 and rate(2048) == pytest.approx(1.05e-4, rel=0.01)
+    assert rate(96) == rate(32) == 4.8e-2
+    assert rate(4096, lora_rank=8) == pytest.approx(2.34e-4, rel=0.01)
+    assert rate(192, objective="dpo") == pytest.approx(1.2e-3)
+    assert rate(32, learning_rate=0.3) == 0.3
