@@ -52,7 +52,7 @@ NANO = [
 WINDOW = 64  # characters that either model reads at once
 SHAPE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8}
 SHAPE |= {"num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 512}
-ROWS, CONTEXT, STEPS, TALKS = 8, 256, 4, 48
+ROWS, CONTEXT, STEPS, TALKS = 8, 256, 16, 192  # long enough that what comes before the first step weighs little
 
 
 def run(
