@@ -84,8 +84,8 @@ class Tokenizer:
     say (tiktoken, Llama 3). `eos_token` and `pad_token` name the special tokens at a document's end and in empty
     places. `kept` holds what a file said that concerns only other programs. `joined` [M] is the id that each
     merge makes, looked up if not given. `ranks` [M]: the order of the merges if it is not theirs; of those with the
-    same rank the leftmost comes first (in tiktoken the rank of a merge is the id that it makes). Raises VocabularyError
-    naming the id or merge that is wrong.
+    same rank the leftmost comes first (in tiktoken the rank of a merge is the id that it makes). `row`: the tokens that
+    text can become, looked for and checked if not given. Raises VocabularyError naming the id or merge that is wrong.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Tokenizer:
         kept: Mapping[str, Any] | None = None,
         joined: Ids | None = None,
         ranks: Ids | None = None,
+        row: Row | None = None,
     ) -> None:
         compile_pattern(pattern)
         self.tokens = list(tokens)
@@ -118,10 +119,10 @@ class Tokenizer:
         self.chat_template = chat_template
         self.kept = dict(kept or {})
         self._check_added()
-        row = self._row()
+        self.row = self._row() if row is None else row
         self.joined = self._join_merges() if joined is None else joined
         self.order = np.arange(len(self.merges), dtype=np.int32) if ranks is None else ranks
-        self._encoder = Encoder(row, self.merges, self.joined, whole_pieces=whole_pieces, ranks=ranks)
+        self._encoder = Encoder(self.row, self.merges, self.joined, whole_pieces=whole_pieces, ranks=ranks)
 
     # ------------------------------------------------------------ facts
 

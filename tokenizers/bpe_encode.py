@@ -13,8 +13,10 @@ join    a new piece: a tournament over its pairs of neighbours. Each pair plays 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_int64
+from functools import cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +32,7 @@ from luthier.tokenizers.bpe_loop import (
     NO_IDS,
     NO_RANK,
     NO_ROOM,
+    SHORT,
     STRINGS,
     Merges,
     Room,
@@ -121,18 +124,14 @@ class Encoder:
 
     def encode_one(self, text: str, pattern: str) -> Ids:
         """Ids of one text: with as little around the compiled loop as can be, since most texts are short."""
-        if type(text) is str and len(text) <= LONG and pattern in RULES:
+        ids = None
+        if pattern in RULES:
             desk = self._desks.pop() if self._desks else self._desk()
-            sheet = desk.sheet
-            if sheet.pattern != pattern:
-                desk = desk._replace(sheet=(sheet := self._one_text(desk, pattern)))
-            sheet.page.texts[0] = id(text)
-            count = desk.call(sheet.place)
-            ids = sheet.ids[:count].copy() if count >= 0 else None
+            if desk.sheet.pattern != pattern:
+                desk = desk._replace(sheet=self._one_text(desk, pattern))
+            ids = desk.sheet.encode(text)
             self._desks.append(desk)
-            if ids is not None:
-                return ids
-        return self.encode([text], pattern)[0]
+        return self.encode([text], pattern)[0] if ids is None else ids
 
     def encode_cut(
         self, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], begins: npt.NDArray[np.uint64]
@@ -183,16 +182,16 @@ class Encoder:
 
     def _desk(self, cache: Words | None = None, room: Room | None = None, sheet: _Sheet | None = None) -> _Desk:
         cache, room, sheet = cache or self._cache(), room or new_room(128), sheet or _sheet()
-        kinds, head = words_of(self._merges, cache, room, (*steps(), sheet.utf8.ctypes.data))
-        rest, _ = words_of(CUT, *sheet.page, scanner("gpt2"), sheet.ids, sheet.offsets)
-        return _Desk(cache, room, sheet._replace(pattern=""), head, encode.taking(kinds + rest))
+        head = (0, self._merges, cache, room, (*steps(), sheet.utf8.ctypes.data))
+        kinds, words = words_of(*head)
+        rest, _ = words_of(*_rest(CUT, sheet.page, scanner("gpt2"), sheet.ids, sheet.offsets))
+        return _Desk(cache, room, sheet._replace(pattern=""), head, words, encode.taking(kinds + rest))
 
     def _one_text(self, desk: _Desk, pattern: str) -> _Sheet:
         """The desk's sheet, made ready for texts that are cut by this pattern."""
         sheet = desk.sheet
-        _, rest = words_of(STRINGS, *sheet.page, scanner(pattern), sheet.ids, sheet.offsets)
-        block = np.array([*desk.head, *rest])
-        return sheet._replace(pattern=pattern, block=block, place=block.ctypes.data)
+        rest = _rest(STRINGS, sheet.page, scanner(pattern), sheet.ids, sheet.offsets)
+        return sheet._replace(pattern=pattern, encode=encode.method(*desk.head, *rest)[0])
 
     def _cache(self) -> Words:
         """A new cache that knows the pieces that are one token."""
@@ -276,34 +275,50 @@ def _cut_task(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], begins
 
 
 class _Sheet(NamedTuple):
-    """What one short text needs, which always lies ready: a page, room for its ids and for UTF-8, and the block of
-    `encode` for the pattern it was last used for."""
+    """What one short text needs, which always lies ready: a page, room for its ids and for UTF-8; and `encode` for the
+    pattern it was last used for."""
 
     page: _Page
     ids: Ids
     offsets: npt.NDArray[np.int64]
     utf8: npt.NDArray[np.uint8]
     pattern: str = ""
-    block: npt.NDArray[np.int64] = np.empty(0, np.int64)
-    place: int = 0
+    encode: Callable[[Any], Ids | None] = lambda text: None
 
 
 def _sheet() -> _Sheet:
-    ids, utf8 = np.empty(4 * LONG + 2, np.int32), np.empty(4 * (LARGEST + LONG) + 32, np.uint8)
-    return _Sheet(_page(1, LONG), ids, np.zeros(2, np.int64), utf8)
+    ids, utf8 = np.empty(4 * SHORT + 2, np.int32), np.empty(4 * (LARGEST + LONG) + 32, np.uint8)
+    return _Sheet(_page(1, SHORT), ids, np.zeros(2, np.int64), utf8)
 
 
 class _Desk(NamedTuple):
-    """What a thread works with; `call` is `encode`, and `head` the first words that it is given."""
+    """What a thread works with; `call` is `encode`, `head` what it is given first, and `words` that in its block."""
 
     cache: Words
     room: Room
     sheet: _Sheet
-    head: list[int]
+    head: tuple[Any, ...]
+    words: list[int]
     call: Callable[[Any], int]
 
     def encode(self, stage: int, page: _Page, rule: Any, ids: Ids, offsets: npt.NDArray[np.int64]) -> int:
         """What `encode` returns for a page."""
-        _, rest = words_of(stage, *page, rule, ids, offsets)
-        words = (*self.head, *rest)
-        return self.call((c_int64 * len(words))(*words))
+        _, rest = words_of(*_rest(stage, page, rule, ids, offsets))
+        words = (*self.words, *rest)
+        return self.call((ctypes.c_int64 * len(words))(*words))
+
+
+def _rest(stage: int, page: _Page, rule: Any, ids: Ids, offsets: npt.NDArray[np.int64]) -> tuple[Any, ...]:
+    """What `encode` is given behind the desk's own."""
+    return (stage, *page, rule, ids, offsets, _python())
+
+
+@cache
+def _python() -> tuple[int, int, int, int]:
+    """Addresses of str, None, ndarray, and of numpy's function that makes an array (PyArray_New; its number in the
+    table of its C interface has been the same since there is one)."""
+    core: Any = sys.modules.get("numpy._core._multiarray_umath") or sys.modules["numpy.core._multiarray_umath"]
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    table = ctypes.cast(pointer(core._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
+    return id(str), id(None), id(np.ndarray), table[93] or 0

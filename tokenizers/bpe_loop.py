@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         lock,
         low_bit,
         lowest_of_32,
+        new_reference,
         pick,
         prefetch,
         store_two,
@@ -41,6 +42,7 @@ __all__ = [
     "NO_IDS",
     "NO_RANK",
     "NO_ROOM",
+    "SHORT",
     "STRINGS",
     "Merges",
     "Room",
@@ -66,6 +68,8 @@ _U = np.uint64
 NO_RANK: Final = np.uint32(0xFFFFFFFF)
 STRINGS, BYTES, CUT, AGAIN = range(4)  # how far texts are: their bytes are to be asked for, to be cut, to be encoded
 NO_ROOM, FULL, NO_BITS, NO_IDS, HALF = range(-5, 0)  # why `encode` stopped
+INT32: Final = 5  # numpy's number for it
+SHORT: Final = 1 << 14  # characters of a text that is encoded alone
 HELD: Final = 1 << 12  # bytes for which Python's lock is not given up
 INLINE: Final = 15  # bytes of a piece that its key holds
 LONGER: Final = np.uint64(1 << 63)  # marks the key of a longer one
@@ -614,11 +618,20 @@ def _play_again(ranks, levels, top, p):
 
 
 @_code.outer(held=True)
-def encode(merges, cache, room, steps, stage, texts, starts, begins, at, rule, ids, offsets):
+def encode(text, merges, cache, room, steps, stage, texts, starts, begins, at, rule, ids, offsets, python):
     """Write the ids of all texts and where each text starts in them; returns their number. What is lacking it says in
     at[1], called again it goes on: NO_BITS and NO_IDS for a larger `begins` or `ids`, NO_ROOM for a piece that `room`
     cannot hold, FULL if the cache must grow. HALF: text at[3] is none. Python's lock is given up for longer texts.
-    `steps`: addresses of the two functions of strings.py and of room for UTF-8."""
+    `steps`: addresses of the two functions of strings.py and of room for UTF-8.
+
+    With `text`, the address of a Python object, that is the only text, and it returns a new array, or None for what is
+    no string, is long, or when something is lacking. `python`: addresses of str, None, numpy's ndarray and the function
+    that makes one."""
+    if text:
+        # an object's type stands behind its count of references, a string's length behind that
+        if view(text + 8, 1, np.int64)[0] != python[0] or view(text + 16, 1, np.int64)[0] > SHORT:
+            return new_reference(python[1])
+        texts[0] = text
     count = len(offsets) - 1
     at[16], at[17], at[18], at[19] = address(texts), address(starts), count, steps[2]
     given = (address(at) + 16 * 8,)
@@ -636,7 +649,21 @@ def encode(merges, cache, room, steps, stage, texts, starts, begins, at, rule, i
         found = _encode_texts(texts, starts, begins, merges, cache, room, ids, offsets, at)
     if thread:
         lock(thread)
+    if text:
+        return new_reference(python[1]) if found < 0 else _new_array(ids, found, python, at)
     return found
+
+
+@_code.inner
+def _new_array(ids, count, python, at):
+    """A new array of Python's with the first ids; 0 if there is no memory."""
+    at[16] = count
+    made = call(python[3], (python[2], 1, address(at) + 16 * 8, INT32, 0, 0, 0, 0, 0))
+    if made:
+        items = view(view(made + 16, 1, np.int64)[0], count, np.int32)
+        for k in range(count):
+            items[k] = ids[k]
+    return made
 
 
 @_within

@@ -101,6 +101,17 @@ def lock(typingctx: Any, thread: Any) -> Any:
 
 
 @intrinsic
+def new_reference(typingctx: Any, thing: Any) -> Any:
+    """The object at an address, with one reference more."""
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _ask(builder, "Py_IncRef", ir.VoidType(), args[0])
+        return args[0]
+
+    return types.int64(types.int64), make
+
+
+@intrinsic
 def utf8(typingctx: Any, text: Any) -> Any:
     """Address and number of the UTF-8 bytes that Python keeps of the string at an address. The address is 0 for half of
     a surrogate pair."""

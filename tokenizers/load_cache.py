@@ -21,10 +21,11 @@ from typing import Any, Final
 import numpy as np
 
 from luthier.tokenizers.bpe import Tokenizer
+from luthier.tokenizers.bpe_encode import Row
 
 __all__ = ["cache_folder", "through_cache"]
 
-FORMAT: Final = 1  # raised whenever a stored tokenizer would have to look different
+FORMAT: Final = 2  # raised whenever a stored tokenizer would have to look different
 WORTH_IT: Final = 50_000  # tokens; smaller vocabularies load at once
 KEPT: Final = 32  # tokenizers, those used last
 SETTINGS: Final = (
@@ -63,7 +64,9 @@ def _read(file: Path) -> Tokenizer | None:
             letters, ends = arrays["letters"].tobytes(), arrays["ends"].tolist()
             tokens = [letters[begin:end] for begin, end in pairwise([0, *ends])]
             settings = json.loads(arrays["settings"].tobytes())
-            found = Tokenizer(tokens, arrays["merges"], joined=arrays["joined"], ranks=arrays["ranks"], **settings)
+            made = {name: arrays[name] for name in ("joined", "ranks")}
+            row = Row(*(arrays[f"row_{name}"] for name in Row._fields))
+            found = Tokenizer(tokens, arrays["merges"], row=row, **made, **settings)
         os.utime(file)
         return found
     except FileNotFoundError:
@@ -86,6 +89,9 @@ def _write(file: Path, tokenizer: Tokenizer) -> None:
                 merges=tokenizer.merges,
                 joined=tokenizer.joined,
                 ranks=tokenizer.order,
+                row_letters=tokenizer.row.letters,
+                row_ends=tokenizer.row.ends,
+                row_ids=tokenizer.row.ids,
                 settings=np.frombuffer(settings, np.uint8),
             )
         temporary.replace(file)

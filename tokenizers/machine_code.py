@@ -31,21 +31,22 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, cached_property
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Code", "Compiled", "on_compile", "words_of"]
+__all__ = ["Code", "Compiled", "kept", "on_compile", "words_of"]
 
 on_compile: list[Callable[[], None]] = []  # called before something is compiled
 _at_work = threading.RLock()
 
 Kinds = tuple[Any, ...]  # of arguments: int; (type of items, dimensions); (class of a tuple, kinds of its items)
 OURS: Final = sys.platform == "linux" and platform.machine() == "x86_64"  # we link ourselves
-ENTRY: Final = "entry"  # symbol of the function that takes a block
+ENTRY, METHOD = "entry", "method"  # the functions of an object file: one takes a block, the other is for Python
 
 
 class Code:
@@ -103,6 +104,7 @@ class Compiled:
     def __init__(self, code: Code, function: Any, held: bool) -> None:
         self._code, self.function, self._held = code, function, held
         self._known: dict[Kinds, Any] = {}
+        self._methods: dict[Kinds, _Method] = {}
 
     def __call__(self, *arguments: Any) -> int:
         """What the function returns for arrays (contiguous), whole numbers, and tuples of them; 0 for None."""
@@ -113,43 +115,56 @@ class Compiled:
         """The function for arguments of these kinds: it is called with the address of their words."""
         return self._known.get(kinds) or self._learn(kinds)
 
+    def method(self, *arguments: Any) -> tuple[Any, npt.NDArray[np.int64]]:
+        """A function of Python without anything in between: it takes one object, whose address stands for the first of
+        these arguments, a number, and returns the object that the compiled function returns the address of. And the
+        block of the other arguments, which must live as long."""
+        kinds, words = words_of(*arguments)
+        self.taking(kinds)
+        block = np.array(words, np.int64)
+        return _make_method(ctypes.byref(self._methods[kinds]), block, None), block
+
     def address(self, *arguments: Any) -> int:
         """Where the function for such arguments is: for other compiled code."""
         return ctypes.cast(self.taking(words_of(*arguments)[0]), ctypes.c_void_p).value or 0
 
     def is_kept(self) -> bool:
         """Whether this machine has code of this function on disk."""
-        return any(_folder(self._code.file).glob(f"{self._stem}.*.o"))
-
-    @property
-    def _stem(self) -> str:
-        return f"{self._code.file.stem}.{self.function.__name__}"
+        source = self._code.file
+        return any(_folder(source).glob(f"{source.stem}.{self.function.__name__}.*.o"))
 
     def _learn(self, kinds: Kinds) -> Any:
         with _at_work:
             prototype = ctypes.PYFUNCTYPE if self._held else ctypes.CFUNCTYPE
-            place = prototype(ctypes.c_int64, ctypes.c_void_p)(_linked(self._object(kinds)))
-            return self._known.setdefault(kinds, place)
+            entry, method = _linked(self._object(kinds))
+            self._methods[kinds] = _Method(self.function.__name__.encode(), method, _ONE_OBJECT, None)
+            return self._known.setdefault(kinds, prototype(ctypes.c_int64, ctypes.c_void_p)(entry))
 
     def _object(self, kinds: Kinds) -> bytes:
-        """The object file of this function, from disk if it is there and whole."""
-        source = self._code.file
-        here = f"{_digest(_source(source))[:12]}.{_digest((_compiler(), kinds))[:20]}.o"
-        file = _folder(source) / f"{self._stem}.{here}"
-        try:
-            data = file.read_bytes()
-            if hashlib.sha256(data[32:]).digest() == data[:32]:
-                return data[32:]
-        except OSError:
-            pass
-        for tell in on_compile:
-            tell()
-        data = _compile(self._code.names[self.function.__name__], kinds)
-        _keep(file, hashlib.sha256(data).digest() + data)
-        for old in file.parent.glob(f"{self._stem}.*.o"):
-            if old.name.split(".")[-3] != file.name.split(".")[-3]:  # of another source
-                old.unlink(missing_ok=True)
-        return data
+        """The object file of this function."""
+
+        def make() -> bytes:
+            for tell in on_compile:
+                tell()
+            return _compile(self._code.names[self.function.__name__], kinds)
+
+        return kept(self._code.file, self.function.__name__, (_compiler(), kinds), make)
+
+
+class _Method(ctypes.Structure):
+    """Python's PyMethodDef."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+_ONE_OBJECT: Final = 8  # METH_O
+_make_method = ctypes.pythonapi.PyCFunction_NewEx
+_make_method.restype, _make_method.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
 
 
 def words_of(*arguments: Any) -> tuple[Kinds, list[int]]:
@@ -179,6 +194,23 @@ def _flatten(arguments: tuple[Any, ...], words: list[int]) -> Kinds:
 # ---------------------------------------------------------------- on disk
 
 
+def kept(source: Path, name: str, facts: Any, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives: from disk if it was made before, of the same source and facts, and is whole. What is there of
+    another source is removed."""
+    made_of = _digest(_source(source))[:12]
+    file = _folder(source) / f"{source.stem}.{name}.{made_of}.{_digest(facts)[:20]}.o"
+    with suppress(OSError):
+        data = file.read_bytes()
+        if hashlib.sha256(data[32:]).digest() == data[:32]:
+            return data[32:]
+    data = make()
+    _keep(file, hashlib.sha256(data).digest() + data)
+    for old in file.parent.glob(f"{source.stem}.{name}.*.o"):
+        if f".{made_of}." not in old.name:
+            old.unlink(missing_ok=True)
+    return data
+
+
 def _digest(facts: Any) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -192,12 +224,13 @@ def _source(file: Path) -> tuple[bytes, ...]:
 @cache
 def _compiler() -> tuple[str, ...]:
     """Compiler, processor, and what a user asked of both."""
-    versions = [metadata.version(package) for package in ("numba", "llvmlite", "numpy")]
+    homes = [Path(str(find_spec(package).origin)).parent for package in ("numba", "llvmlite")]  # pyright: ignore
+    versions = [(home / "_version.py").read_text() for home in homes]
     asked = [os.environ.get(f"NUMBA_{name}", "") for name in ("CPU_NAME", "CPU_FEATURES", "OPT")]
     facts = Path("/proc/cpuinfo")
     processor = facts.read_text().split("\n\n")[0] if facts.is_file() else platform.processor()
     known = [line for line in processor.split("\n") if line.startswith(("model", "flags", "Features", "CPU"))]
-    return (*versions, *asked, sys.platform, platform.machine(), sys.version, *(known or [processor]))
+    return (*versions, np.__version__, *asked, sys.platform, platform.machine(), sys.version, *(known or [processor]))
 
 
 def _folder(source: Path) -> Path:
@@ -245,7 +278,8 @@ def _compile(function: Any, kinds: Kinds) -> bytes:
     bare = {"nogil": True, "_nrt": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     entry = njit(**bare)(call if nothing else value).get_compile_result(types.int64(types.int64))
     module = llvm.parse_assembly(entry.library.get_llvm_str())
-    module.link_in(llvm.parse_assembly(_WRAPPER % {"entry": ENTRY, "name": entry.fndesc.llvm_func_name}))
+    names = {"name": entry.fndesc.llvm_func_name, "entry": ENTRY, "method": METHOD}
+    module.link_in(llvm.parse_assembly(_WRAPPERS % names))
     asked: Any = config
     name = asked.CPU_NAME or llvm.get_host_cpu_name()
     features = get_host_cpu_features() if asked.CPU_FEATURES is None else asked.CPU_FEATURES
@@ -254,8 +288,9 @@ def _compile(function: Any, kinds: Kinds) -> bytes:
     return machine.emit_object(module)
 
 
-# Numba's functions return a status and write their value to an address.
-_WRAPPER: Final = """
+# Numba's functions return a status and write their value to an address. A method of Python gets the object it belongs
+# to, here the array that is the block, whose items an array points to behind its first 16 bytes.
+_WRAPPERS: Final = """
 declare i32 @"%(name)s"(ptr, ptr, i64)
 define i64 @%(entry)s(i64 %%block) {
   %%value = alloca i64
@@ -263,6 +298,16 @@ define i64 @%(entry)s(i64 %%block) {
   %%status = call i32 @"%(name)s"(ptr %%value, ptr %%error, i64 %%block)
   %%result = load i64, ptr %%value
   ret i64 %%result
+}
+define ptr @%(method)s(ptr %%self, ptr %%object) {
+  %%items = getelementptr i8, ptr %%self, i64 16
+  %%block = load ptr, ptr %%items
+  %%first = ptrtoint ptr %%object to i64
+  store i64 %%first, ptr %%block
+  %%place = ptrtoint ptr %%block to i64
+  %%result = call i64 @%(entry)s(i64 %%place)
+  %%made = inttoptr i64 %%result to ptr
+  ret ptr %%made
 }
 """
 
@@ -326,12 +371,12 @@ _CODE_OR_DATA, _SYMBOLS, _RELOCATIONS, _COMMON, _ADDRESS = 1, 2, 4, 0xFFF2, 1
 _in_memory: list[Any] = []  # for as long as the process lives
 
 
-def _linked(data: bytes) -> int:
-    """Put an object file into memory; returns where its entry is."""
+def _linked(data: bytes) -> tuple[int, int]:
+    """Put an object file into memory; returns where its two functions are."""
     return _link_here(data) if OURS else _link_by_llvm(data)
 
 
-def _link_here(data: bytes) -> int:
+def _link_here(data: bytes) -> tuple[int, int]:
     word = struct.Struct("<Q")
     start, count = word.unpack_from(data, 40)[0], int.from_bytes(data[60:62], "little")
     sections = _rows(_SECTION, data, start, count * _SECTION.size)
@@ -364,7 +409,8 @@ def _link_here(data: bytes) -> int:
             word.pack_into(memory, target[OFFSET] + place, address(kind >> 32) + addend)
     _run(base, len(memory))
     _in_memory.append(memory)
-    return next(address(k) for k, symbol in enumerate(symbols) if name(symbol) == ENTRY)
+    places = {name(symbol): k for k, symbol in enumerate(symbols)}
+    return address(places[ENTRY]), address(places[METHOD])
 
 
 def _rows(row: struct.Struct, data: bytes, start: int, size: int) -> list[tuple[int, ...]]:
@@ -379,7 +425,7 @@ def _run(base: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), "the system does not let memory be run")
 
 
-def _link_by_llvm(data: bytes) -> int:
+def _link_by_llvm(data: bytes) -> tuple[int, int]:
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -389,4 +435,4 @@ def _link_by_llvm(data: bytes) -> int:
     engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
     _in_memory.append(engine)
-    return engine.get_function_address(ENTRY)
+    return engine.get_function_address(ENTRY), engine.get_function_address(METHOD)

@@ -21,13 +21,14 @@ after punctuation and letters without case before capitals).
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
-from luthier.tokenizers.machine_code import Code
+from luthier.tokenizers.machine_code import Code, kept
 
 if TYPE_CHECKING:
     from luthier.tokenizers.instructions import ascii_masks, high_bit, low_bit, view
@@ -88,7 +89,11 @@ def compiled() -> bool:
 
 @cache
 def _class_table() -> npt.NDArray[np.uint8]:
-    """For every code point the bits of its classes."""
+    """For every code point the bits of its classes. Made once for a version of `regex`, which has them from Unicode."""
+    return np.frombuffer(kept(Path(__file__), "classes", regex.__version__, lambda: _classes().tobytes()), np.uint8)
+
+
+def _classes() -> npt.NDArray[np.uint8]:
     every = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     table = np.zeros(len(every), np.uint8)
     runs = [run.span() for run in regex.finditer(r"\P{C}+", every)]  # what has a meaning: one in seven

@@ -163,3 +163,19 @@ def test_the_second_process_does_without_numba(tmp_path: Path):
         for _ in range(2)
     ]
     assert said[1] == "False\n"
+
+
+def test_a_method_gets_an_object_and_the_rest_of_its_arguments(folder: Path):
+    source = SOURCE + (
+        "\n@code.outer(held=True)\ndef told(thing, known, answer):\n"
+        "    for k in range(len(known)):\n        if known[k] == thing:\n            return new_reference(answer[k])\n"
+        "    return new_reference(answer[len(known)])\n"
+    )
+    things = [object(), object(), None]
+    known, answer = np.array([*map(id, things[:2])]), np.array([*map(id, [*things[1:], None])])
+    method, block = loaded(folder, source).told.method(0, known, answer)
+    before = sys.getrefcount(things[1])
+    found = [method(things[0]) for _ in range(100)]
+    references = sys.getrefcount(things[1]) - before
+    assert references == 100 and all(thing is things[1] for thing in found)
+    assert method(things[1]) is None and len(block) == 5

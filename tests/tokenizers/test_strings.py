@@ -111,3 +111,18 @@ def test_an_error_is_not_swallowed_in_threads():
     with pytest.raises(IndexError, match="of the encoder"):
         in_threads(encode, range(50), 2)
     assert len(done) < 3
+
+
+def test_threads_that_encode_short_texts_have_their_own_ids():
+    tokenizer = train_bpe(["some words, some more words", "日本語 ±é"], 280)
+    texts = [f"{n} words, ± some 東 more " * (1 + n % 40) for n in range(200)]
+    right = [tokenizer.encode_reference(text) for text in texts]
+
+    def encoded(numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        wrong = [n for n in numbers if tokenizer.encode_ordinary(texts[n]).tolist() != right[n]]
+        return np.array(wrong, np.int32), np.zeros(1, np.int64)
+
+    for wrong, _ in in_threads(encoded, [list(range(200))] * 8, 4):
+        assert not len(wrong)
+    one, two = tokenizer.encode_ordinary("words"), tokenizer.encode_ordinary("more")
+    assert one.flags.owndata and one.flags.writeable and tokenizer.decode(one) + tokenizer.decode(two) == "wordsmore"
