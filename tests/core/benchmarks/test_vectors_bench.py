@@ -79,6 +79,9 @@ def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
     before = keep.read_text()
     list(vector_quality.quality(source, sets, 1, ("mine", train), keep=keep))
     assert len(trained) == 12 and keep.read_text() == before
+    monkeypatch.setattr(vector_quality, "EPOCHS", vector_quality.EPOCHS + 1)
+    list(vector_quality.quality(source, sets, 1, keep=keep))
+    assert len(trained) == 14
 
 
 def test_the_first_words_of_a_text_have_their_own_vocabulary(text):
