@@ -12,10 +12,11 @@ padding gives prompts padded on the left; i − window + 1 gives a sliding windo
             ■ ■ ■ .              . . ■ .
             ■ ■ ■ ■              . . ■ ■
 
-On a CPU whole texts in float32 go to causal_attention.py and everything else to PyTorch's fused attention, which shares
-key heads by itself. Packed rows of the decoder go to document_attention.py, where documents of about equal length share
-a call. What comes here packed gets the mask: on one core, forward and backward of 16 rows of 4 documents of 64 tokens
-(H 6, K 2, D 32) take 124 ms with the mask, 178 ms with a call for each document, and 122 ms as plain causal rows.
+On a CPU whole texts in float32 go to causal_attention.py or tiled_attention.py, by the processor (processor.py), and
+everything else to PyTorch's fused attention, which shares key heads by itself. Packed rows of the decoder go to
+document_attention.py, where documents of about equal length share a call. What comes here packed gets the mask: on one
+core, forward and backward of 16 rows of 4 documents of 64 tokens (H 6, K 2, D 32) take 124 ms with the mask, 178 ms
+with a call for each document, and 122 ms as plain causal rows.
 
 **On a card: tiles and the online softmax** (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691). The T × S
 scores are never stored. A program keeps BM queries and walks over the keys, BN at a time. Of each row it holds the
@@ -52,6 +53,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.kernels import tiled_attention
 from luthier.kernels.attention_backward import backward
 from luthier.kernels.attention_tiles import LOG2E, key_range, scores, sees, tile, tiles
 from luthier.kernels.causal_attention import causal_attention, fits
@@ -323,6 +325,8 @@ def attention(
             mask_BTS = torch.ones(1, T, S, dtype=torch.bool, device=q_BTHD.device)
         options = {"scale": scale, "soft_cap": soft_cap, "return_lse": return_lse}
         return attention_reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, **options)
+    if causal and tiled_attention.fits(q_BTHD, k_BSKD):
+        return tiled_attention.tiled_attention(q_BTHD, k_BSKD, v_BSKD, scale=scale)
     if causal and fits(q_BTHD, k_BSKD):
         return causal_attention(q_BTHD, k_BSKD, v_BSKD, scale=scale)
     return F.scaled_dot_product_attention(

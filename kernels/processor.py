@@ -2,15 +2,15 @@
 
                                     AMD with AVX-512            Intel and others
     products of float32             oneDNN (linear.py)          MKL
-    causal attention of float32     in bands of queries         PyTorch's fused one
-                                    (causal_attention.py)
+    causal attention of float32     in bands of queries         in tiles of registers (tiled_attention.py) with AVX-512,
+                                    (causal_attention.py)       Numba and one or two threads; else PyTorch's fused one
 
     row-wise operations             one pass over memory (row_loops.py) where Numba is installed and one or two threads
                                     compute; with more of them PyTorch's several passes, which share the work
 
 GFLOP/s of one core, y = x Wᵀ (4096 rows, 256 → 688): AMD EPYC (Zen 4) MKL 93, oneDNN 105; Intel Xeon (Sapphire Rapids)
 MKL 178, oneDNN 153. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64): AMD bands 48,
-32, fused 56, 50; Intel bands 47, 29, fused 36, 29. Two threads do a pass over memory no faster than one.
+32, fused 56, 50; Intel tiles 24, 16, bands 47, 29, fused 34, 26. Two threads do a pass over memory no faster than one.
 
 What a machine follows is one line, `ways()`: training prints it at the start, stores it in its checkpoints and does not
 go on where it is another, because sums would be rounded otherwise.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["amd_avx512", "row_loops", "ways"]
+__all__ = ["amd_avx512", "few_threads", "row_loops", "tiled_loops", "ways"]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
@@ -37,8 +37,9 @@ def amd_avx512() -> bool:
     return _amd_avx512()
 
 
-# What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
-setattr(amd_avx512, "_dynamo_marked_constant", True)  # noqa: B010
+def few_threads() -> bool:
+    """Whether so few threads compute that loops of one or two are the faster ones."""
+    return torch.get_num_threads() <= MOST_THREADS
 
 
 @cache
@@ -51,22 +52,42 @@ def _amd_avx512() -> bool:
 
 
 @cache
-def _loops() -> Any:
+def _intel_avx512() -> bool:
     try:
-        return import_module("luthier.kernels.row_loops")
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()[:1000]
+    except OSError:
+        return False
+    return intel and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@cache
+def _loops(name: str) -> Any:
+    """A module of compiled loops, or None without Numba."""
+    try:
+        return import_module(f"luthier.kernels.{name}")
     except ImportError:
         return None
+
+
+def tiled_loops() -> Any:
+    """The module of attention in tiles where this processor is to take it, otherwise None."""
+    return _loops("tiled_loops") if _intel_avx512() else None
+
+
+# What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
+for function in (amd_avx512, few_threads, tiled_loops):
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def row_loops(*tensors: Tensor) -> Any:
     """The module of compiled loops if they are to take these tensors, otherwise None: for plain float32 on a CPU, for
     as many numbers as pay, outside of torch.compile, which writes loops of its own, and torch.func."""
-    if torch.compiler.is_compiling() or tensors[0].numel() < FEWEST or torch.get_num_threads() > MOST_THREADS:
+    if torch.compiler.is_compiling() or tensors[0].numel() < FEWEST or not few_threads():
         return None
     for x in tensors:
         if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != torch.float32 or x.device.type != "cpu":
             return None
-    return None if torch._C._are_functorch_transforms_active() else _loops()
+    return None if torch._C._are_functorch_transforms_active() else _loops("row_loops")
 
 
 def ways() -> str:
@@ -74,6 +95,7 @@ def ways() -> str:
     from luthier.kernels.linear import onednn_is_faster
 
     products = "oneDNN" if onednn_is_faster() else "MKL" if torch.backends.mkl.is_available() else "PyTorch's"
-    attention = "in bands" if amd_avx512() else "fused"
-    rows = f"in one pass by up to {MOST_THREADS} threads" if _loops() is not None else "in PyTorch's passes"
+    few = f"up to {MOST_THREADS} threads"
+    attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
+    rows = f"in one pass ({few})" if _loops("row_loops") is not None else "in PyTorch's passes"
     return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {rows}"

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -124,16 +123,3 @@ def test_without_numba() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("make", ["AuthenticAMD", "GenuineIntel"])
-def test_a_processor_is_known_by_its_make(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Facts:
-        def __init__(self, _: Any) -> None: ...
-
-        def read_text(self) -> str:
-            return f"processor : 0\nvendor_id : {make}\n"
-
-    monkeypatch.setattr(processor, "Path", Facts)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert processor._amd_avx512.__wrapped__() is (make == "AuthenticAMD")

@@ -1,0 +1,132 @@
+"""Tiles of registers give what all scores under a mask give: outputs, gradients, and where they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels import processor
+from luthier.kernels import tiled_attention as module
+from luthier.kernels.attention import attention, attention_reference
+from luthier.kernels.tiled_attention import fits, tiled_attention
+
+loops = pytest.importorskip("luthier.kernels.tiled_loops", reason="Numba is not installed")
+
+
+@pytest.fixture(autouse=True)
+def intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the processors where tiles are the faster way, whatever this one is."""
+    monkeypatch.setattr(module, "tiled_loops", lambda: loops)
+
+
+SHAPES = [(1, 1, 1, 1, 32), (3, 63, 4, 2, 32), (1, 123, 6, 1, 96), (2, 130, 3, 3, 64), (1, 257, 2, 1, 32)]
+
+
+@pytest.mark.parametrize(("B", "T", "H", "K", "D"), SHAPES)
+def test_equal_to_the_formula(
+    B: int, T: int, H: int, K: int, D: int, within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    within_budget(
+        lambda q, k, v: (
+            tiled_attention(q, k, v, scale=0.3) if q.dtype == torch.float32 else attention(q, k, v, scale=0.3)
+        ),
+        lambda q, k, v: attention_reference(q, k, v, scale=0.3),
+        [random(B, T, H, D), random(B, T, K, D, seed=1), random(B, T, K, D, seed=2)],
+    )
+
+
+def test_large_scores_from_any_layout(within_budget: Callable[..., None], random: Callable[..., Tensor]) -> None:
+    """Scores of some hundreds; heads before tokens in memory."""
+    within_budget(
+        lambda q, k, v: tiled_attention(
+            q.mT.contiguous().mT, k.transpose(1, 2).contiguous().transpose(1, 2), v, scale=0.3
+        ),
+        lambda q, k, v: attention_reference(q, k, v, scale=0.3),
+        [20 * random(2, 140, 4, 32), random(2, 140, 2, 32, seed=1), random(2, 140, 2, 32, seed=2)],
+    )
+
+
+def test_what_comes_later_spoils_nothing(random: Callable[..., Tensor]) -> None:
+    q, k, v = (random(1, 150, 2, 32, seed=s).float() for s in range(3))
+    expected = tiled_attention(q, k, v, scale=0.3)
+    k[:, 100] = torch.nan
+    found = tiled_attention(q, k, v, scale=0.3)
+    assert torch.equal(found[:, :100], expected[:, :100]) and found[:, 100:].isnan().all()
+
+
+def test_the_same_bits_for_one_thread_and_two(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
+    def slopes() -> list[Tensor]:
+        q, k, v = (random(3, 150, 3, 32, seed=s).requires_grad_() for s in range(3))
+        out = tiled_attention(q, k, v, scale=0.3)
+        return [out, *torch.autograd.grad(out.square().sum(), [q, k, v])]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    one = slopes()
+    assert all(torch.equal(a, b) for a, b in zip(one, slopes(), strict=True))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert all(torch.equal(a, b) for a, b in zip(one, slopes(), strict=True))
+
+
+def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
+    """Not for short texts, other dtypes and heads, last queries, a mask or a window, or many threads."""
+    calls: list[int] = []
+    monkeypatch.setattr(
+        module, "tiled_attention", lambda q, k, v, scale: (calls.append(1), tiled_attention(q, k, v, scale=scale))[1]
+    )
+    q, k = random(1, 130, 2, 32), random(1, 130, 2, 32, seed=1)
+    attention(q, k, k)
+    assert calls == [1]
+    attention(q[:, :100], k[:, :100], k[:, :100])
+    attention(q[..., :30], k[..., :30], k[..., :30])
+    attention(q.double(), k.double(), k.double())
+    attention(q[:, -5:], k, k)
+    attention(q, k, k, window=7)
+    attention(q, k, k, causal=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(q, k, k)
+    assert calls == [1] and not fits(q.to("meta"), k.to("meta"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert not fits(q, k)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(module, "tiled_loops", lambda: None)
+    assert not fits(q, k)
+
+
+def test_compiled(random: Callable[..., Tensor]) -> None:
+    """In one graph, with the same bits; one tensor as queries, keys and values, too."""
+    given = [random(2, 130, 4, 32).requires_grad_(), *(random(2, 130, 2, 32, seed=s).requires_grad_() for s in (1, 2))]
+
+    def slopes(call: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(call(*given).square().sum(), given)
+
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    assert all(torch.equal(a, b) for a, b in zip(slopes(compiled), slopes(attention), strict=True))
+    assert torch.equal(compiled(given[0], given[0], given[0]), attention(given[0], given[0], given[0]))
+
+
+@pytest.mark.parametrize(
+    ("make", "capability", "said"),
+    [
+        ("AuthenticAMD", "AVX512", "attention in bands"),
+        ("GenuineIntel", "AVX512", "attention in tiles (up to 2 threads)"),
+        ("GenuineIntel", "AVX2", "attention fused"),
+        ("Other", "AVX512", "attention fused"),
+    ],
+)
+def test_a_processor_is_known_by_its_make(
+    make: str, capability: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Facts:
+        def __init__(self, _: object) -> None: ...
+
+        def read_text(self) -> str:
+            return f"processor : 0\nvendor_id : {make}\n"
+
+    for name in ("_amd_avx512", "_intel_avx512"):
+        monkeypatch.setattr(processor, name, getattr(processor, name).__wrapped__)
+    monkeypatch.setattr(processor, "Path", Facts)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert said in processor.ways() and processor.ways().startswith(f"{capability}: products by ")
