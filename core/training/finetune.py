@@ -297,12 +297,14 @@ def _say_plan(
     config: FinetuneConfig, found: Found, run: dict[str, Any], tokenizer: Tokenizer, first: Batch, replay: Path | None
 ) -> None:
     from luthier.core.data.chat_templates import template_of
-    from luthier.core.training.runs import threads_said
+    from luthier.core.training.plan import pieces_said, say_machine, say_work
 
     rows, width = first.ids_BT.shape
     fill = float((first.document_BT >= 0).float().mean())
-    weights = list(run["model"].parameters())
+    model = run["model"]
+    weights = list(model.parameters())
     whole, trained = sum(p.numel() for p in weights), sum(p.numel() for p in weights if p.requires_grad)
+    frozen = sum(p.nbytes for p in (*weights, *model.buffers()) if not p.requires_grad)
     adapters = f", {trained:,} of them in adapters are trained" if config.lora_rank else ""
     adapters += ", base in four bits (not counted)" if config.quantize == "nf4" else ""
     rate = max(group["lr"] for optimizer in run["optimizers"] for group in optimizer.param_groups)
@@ -315,9 +317,12 @@ def _say_plan(
         say(f"  left out     {count:,} {reason}")
     text = f", {config.replay_share:.0%} of the trained tokens plain text from {replay}" if replay else ""
     say(f"  steps        {run['steps']:,} of {config.batch_size} examples: {config.epochs:g} epochs{text}")
-    say(f"  first batch  {rows} rows of {width} tokens, {fill:.0%} filled, {first.trained:,} tokens trained")
+    say_work(run, config, model.config, first, trained, frozen)
+    say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {config.schedule}")
+    say_machine(model, config)
+    cut = pieces_said(rows, config)
+    say(f"  first batch  {rows} rows of {width} tokens{cut}, {fill:.0%} filled, {first.trained:,} tokens trained")
     say(f"  template     {template_of(tokenizer).name}")
-    say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {threads_said()}")
     if found.preferences:
         for chosen in (True, False):
             say("the better answer:" if chosen else "the worse one:")

@@ -6,7 +6,7 @@
                    of what a product of two matrices reaches on this machine, measured now
     memory         weights, gradients, running means, and what the forward pass keeps
 
-`luthier pretrain --plan` says only this.
+`luthier pretrain --plan` says only this. What a tuning run says beside it is in finetune.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luthier.core.console import duration, say
 if TYPE_CHECKING:
     from luthier.core.training.batches import Batch
 
-__all__ = ["quiet_unless", "say_plan", "training_memory"]
+__all__ = ["pieces_said", "quiet_unless", "say_machine", "say_plan", "say_work", "training_memory"]
 
 USUAL = 0.5  # of a matrix product's speed: what training reached in docs/benchmarks
 SHOWN = 96  # tokens of the first batch
@@ -41,14 +41,12 @@ def quiet_unless(main: bool) -> Iterator[None]:
 
 def say_plan(prepared: Any, config: Any) -> None:
     """The derived numbers of a run on stderr, and the beginning of its first batch."""
-    from luthier.core.training.execution import device_of, kernels_said, matmul_speed, memory_free
     from luthier.core.training.pretrain_config import rate_of
-    from luthier.core.training.runs import threads_said
     from luthier.models.config import parameter_count
 
     shape, run, text = prepared.shape, prepared.arguments, prepared.text
     assert text is not None
-    steps, tokens, device = run["steps"], config.batch_size * prepared.context, device_of(prepared.model)
+    steps = run["steps"]
     own, share = text.parts[0]
     passes = steps * config.batch_size * share / len(own)
     first = run["batch_at"](0)
@@ -58,33 +56,53 @@ def say_plan(prepared: Any, config: Any) -> None:
     )
     others = "".join(f", {w.total:,} of {_kind(w)} ({s:.0%} of the windows)" for w, s in text.parts[1:])
     say(f"  text         {own.total:,} tokens in {len(own.chosen):,} documents{others}")
-    pieces = -(-config.batch_size // config.micro_batch) if config.micro_batch else 1
-    cut = f", each in {pieces} pieces" if pieces > 1 else ""
     why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
     say(
-        f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens{cut} ({why}): {passes:.1f} "
-        "passes over the text"
+        f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens"
+        f"{pieces_said(config.batch_size, config)} ({why}): {passes:.1f} passes over the text"
     )
-    work, speed = run["flops"] * tokens * steps, matmul_speed(device, config.precision)
-    say(
-        f"  work         {steps * tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}; about "
-        f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
-    )
-    need, free = training_memory(prepared, config, first), memory_free(device)
-    say(f"  memory       about {need / 1e9:.1f} GB{_fits(prepared, config, first, need, free)}")
+    say_work(run, config, shape, first, parameter_count(shape))
     say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
-    say(f"  precision    {config.precision}; kernels {kernels_said(device)}")
+    say_machine(prepared.model, config)
     say(f"  first batch  {len(first.ids_BT)} rows of {first.ids_BT.shape[1]} tokens, {first.trained:,} of them trained")
     _show(prepared, first)
 
 
-def training_memory(prepared: Any, config: Any, batch: Batch) -> int:
-    """Bytes that the run needs, roughly: the model's own estimate, less what recomputing saves, and the libraries."""
-    from luthier.models.config import parameter_count, training_bytes
+def pieces_said(rows: int, config: Any) -> str:
+    """Into how many pieces a step's rows are cut, where they are."""
+    pieces = -(-rows // config.micro_batch) if config.micro_batch else 1
+    return f", each in {pieces} pieces" if pieces > 1 else ""
+
+
+def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained: int, frozen: int = 0) -> None:
+    """What a run costs in time and memory; `first` stands for all its batches."""
+    from luthier.core.training.execution import device_of, matmul_speed, memory_free
+    from luthier.core.training.runs import threads_said
+
+    device, tokens = device_of(run["model"]), run["steps"] * first.ids_BT.numel()
+    work, speed = run["flops"] * tokens, matmul_speed(device, config.precision)
+    say(
+        f"  work         {tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}; about "
+        f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
+    )
+    need, free = training_memory(shape, config, first, trained, frozen), memory_free(device)
+    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free)}")
+
+
+def say_machine(model: Any, config: Any) -> None:
+    """The number format, and which kernels compute."""
+    from luthier.core.training.execution import device_of, kernels_said
+
+    say(f"  precision    {config.precision}; kernels {kernels_said(device_of(model))}")
+
+
+def training_memory(shape: Any, config: Any, batch: Batch, trained: int, frozen: int = 0) -> int:
+    """Bytes that a run needs, roughly: `trained` weights with what training keeps of them, `frozen` bytes of others,
+    the model's own estimate of a forward pass, less what recomputing saves, and the libraries."""
+    from luthier.models.config import training_bytes
 
     rows = min(config.micro_batch or len(batch.ids_BT), len(batch.ids_BT))
     tokens = rows * batch.ids_BT.shape[1]
-    shape = prepared.shape
     kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
     if config.recompute:  # one layer at a time, and the input of each
         kept = kept // shape.num_hidden_layers + 4 * tokens * shape.num_hidden_layers * shape.hidden_size
@@ -92,24 +110,25 @@ def training_memory(prepared: Any, config: Any, batch: Batch) -> int:
     weight = (4 if config.precision == "bf16-pure" else 8) + (2 if config.optimizer == "adamw-8bit" else 8)
     if config.precision != "fp32":
         kept //= 2
-    return weight * parameter_count(shape) + kept + (300 << 20)
+    return weight * trained + frozen + kept + (300 << 20)
 
 
-def _fits(prepared: Any, config: Any, batch: Batch, need: int, free: int) -> str:
-    """Whether the run fits; if it does not, the first change that makes it fit, from what costs the least time."""
-    if not free or need <= free:
+def _fits(shape: Any, config: Any, batch: Batch, trained: int, frozen: int, free: int) -> str:
+    """Whether a run fits; if it does not, the first change that makes it fit, from what costs the least time."""
+    if not free or training_memory(shape, config, batch, trained, frozen) <= free:
         return f" of the {free / 1e9:.1f} GB that are free" if free else ""
     pieces = [rows for rows in (1 << i for i in range(20, -1, -1)) if rows < (config.micro_batch or len(batch.ids_BT))]
     ways = [
         (rows, again) for again in dict.fromkeys((config.recompute, True)) for rows in (config.micro_batch, *pieces)
     ]
     for rows, again in ways:
-        less = training_memory(prepared, replace(config, micro_batch=rows, recompute=again), batch)
+        changed = replace(config, micro_batch=rows, recompute=again)
+        less = training_memory(shape, changed, batch, trained, frozen)
         if less <= free:
             flags = [f"--micro-batch {rows}"] * (rows != config.micro_batch)
             flags += ["--recompute"] * (again != config.recompute)
             return f", but only {free / 1e9:.1f} GB are free: {' '.join(flags)} needs about {less / 1e9:.1f} GB"
-    return f", but only {free / 1e9:.1f} GB are free, and smaller pieces do not fit either: take a smaller --model"
+    return f", but only {free / 1e9:.1f} GB are free, and smaller pieces do not fit either: take a smaller model"
 
 
 def _kind(windows: Any) -> str:

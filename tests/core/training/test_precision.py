@@ -13,7 +13,7 @@ import torch
 
 from luthier.core.data.shards import open_shards, write_shards
 from luthier.core.errors import ConfigError
-from luthier.core.training.execution import FIRST_SCALE, has_compiler, rescale
+from luthier.core.training.execution import FIRST_SCALE, has_compiler, kernels_said, rescale
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import AdamW
 from luthier.core.training.plan import training_memory
@@ -106,8 +106,9 @@ def test_a_plan_makes_nothing_and_says_everything(shards, tmp_path, capsys):
     arguments = ["pretrain", str(shards), "--out", str(tmp_path / "m"), "--steps", "7", "--plan", "--micro-batch", "2"]
     assert cli.main([*arguments, "--context", "32"]) == 0
     told = capsys.readouterr()
+    kernels = f"precision    fp32; kernels {kernels_said(torch.device('cpu'))}"
     for words in ("parameters", "7 of 8 × 32 tokens, each in 4 pieces (given)", "TFLOP", "GFLOP/s", "memory", "GB",
-                  "kernels PyTorch's", "precision    fp32", "8 rows of 32 tokens, 256 of them trained"):  # fmt: skip
+                  kernels, "8 rows of 32 tokens, 256 of them trained"):  # fmt: skip
         assert words in told.err, words
     assert not told.out and not list(tmp_path.iterdir())
 
@@ -117,8 +118,9 @@ def test_a_plan_that_does_not_fit_says_which_setting_to_lower(shards, monkeypatc
     from luthier.core.training import execution
 
     prepared = prepare(CONFIG, Given((shards,)))
-    first = prepared.arguments["batch_at"](0)
-    need = {rows: training_memory(prepared, replace(CONFIG, micro_batch=rows), first) for rows in (1, 2, 4)}
+    shape, first = prepared.shape, prepared.arguments["batch_at"](0)
+    weights = sum(p.numel() for p in prepared.model.parameters())
+    need = {n: training_memory(shape, replace(CONFIG, micro_batch=n), first, weights) for n in (1, 2, 4)}
     monkeypatch.setattr(execution, "memory_free", lambda device: need[4] - 1)
     pretrain(shards, shards.parent / "m", CONFIG, plan=True)
     assert "are free: --micro-batch 2 needs about" in capsys.readouterr().err

@@ -67,6 +67,8 @@ def test_an_adapter_answers_and_so_does_the_merged_model(
     assert answers(tmp_path / "a") == [r["completion"] for r in ROWS]
     show(tmp_path / "a")
     assert f"{kind}, rank 8, α 16" in capsys.readouterr().out
+    for words in ("TFLOP", "GFLOP/s of a matrix product here", "GB of the", "precision    fp32; kernels ", "linear"):
+        assert words in told, words
     merged = FinetuneConfig(epochs=60, lora_rank=8, lora_kind=kind, quantize=quantize, merge=True, **FAST)
     finetune(base / "model", [base / "c.jsonl"], tmp_path / "m", merged)
     ids = torch.arange(40)[None]
