@@ -22,6 +22,7 @@ __all__ = ["show"]
 
 BUILT = ("corpus", "tokenizer", "shards", "vectors-word2vec", "vectors-glove", "model", "tuned", "index", "evaluation")
 MARKS = ("manifest.json", "config.json", "model.safetensors", "results.json", "index.sqlite", "luthier.toml")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 VIEWED = (
     "a project, a corpus, questions, a tokenizer, shards, vectors, a model, an index, an evaluation, metrics.jsonl, "
     "conversations"
@@ -100,6 +101,13 @@ def _folder(path: Path, wish: Wish) -> None:
         _project(path)
     elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         _model(path, wish)
+    elif (path / "run.json").is_file():
+        _run(path)
+    elif weights := [f.name for ending in WEIGHTS for f in sorted(path.glob(ending))]:
+        raise InputError(
+            f"{path} holds weights ({weights[0]}{' …' if len(weights) > 1 else ''}) and no config.json, which says "
+            "what model they are of\nCopy it there from where the weights come from."
+        )
     elif _holds_tokenizer(path):
         _tokenizer(path, wish)
     elif (path / "work.json").is_file():
@@ -155,6 +163,10 @@ def _model(path: Path, wish: Wish) -> None:
     from luthier.core.show.model import show_model
 
     show_model(path, wish.text, wish.page)
+    if (path / "run.json").is_file():
+        from luthier.core.show.choices import show_choices
+
+        show_choices(path)
     if (path / "metrics.jsonl").is_file():
         from luthier.core.show.curve import show_losses
 
@@ -162,6 +174,18 @@ def _model(path: Path, wish: Wish) -> None:
         show_losses(path / "metrics.jsonl")
     if (path / "trained_pairs.jsonl").is_file():
         _example(path)
+
+
+def _run(path: Path) -> None:
+    """A run that has not written its model yet."""
+    from luthier.core.show.choices import show_choices
+    from luthier.core.show.curve import show_losses
+
+    print(f"{path}: a run in the making; the command that was interrupted goes on with it")
+    show_choices(path)
+    if (path / "metrics.jsonl").is_file():
+        print()
+        show_losses(path / "metrics.jsonl")
 
 
 def _example(model: Path) -> None:
