@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["amd_avx512", "few_threads", "row_loops", "tiled_loops", "ways"]
+__all__ = ["amd_avx512", "compiled", "few_threads", "row_loops", "tiled_loops", "ways"]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
@@ -61,7 +61,7 @@ def _intel_avx512() -> bool:
 
 
 @cache
-def _loops(name: str) -> Any:
+def compiled(name: str) -> Any:
     """A module of compiled loops, or None without Numba."""
     try:
         return import_module(f"luthier.kernels.{name}")
@@ -71,7 +71,7 @@ def _loops(name: str) -> Any:
 
 def tiled_loops() -> Any:
     """The module of attention in tiles where this processor is to take it, otherwise None."""
-    return _loops("tiled_loops") if _intel_avx512() else None
+    return compiled("tiled_loops") if _intel_avx512() else None
 
 
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
@@ -79,15 +79,15 @@ for function in (amd_avx512, few_threads, tiled_loops):
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
-def row_loops(*tensors: Tensor) -> Any:
-    """The module of compiled loops if they are to take these tensors, otherwise None: for plain float32 on a CPU, for
-    as many numbers as pay, outside of torch.compile, which writes loops of its own, and torch.func."""
+def row_loops(*tensors: Tensor) -> bool:
+    """Whether row_loops.py takes these tensors: plain float32 on a CPU, as many numbers as pay, outside of
+    torch.compile, which writes loops of its own, and torch.func."""
     if torch.compiler.is_compiling() or tensors[0].numel() < FEWEST or not few_threads():
-        return None
+        return False
     for x in tensors:
         if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != torch.float32 or x.device.type != "cpu":
-            return None
-    return None if torch._C._are_functorch_transforms_active() else _loops("row_loops")
+            return False
+    return not torch._C._are_functorch_transforms_active() and compiled("row_loops") is not None
 
 
 def ways() -> str:
@@ -97,5 +97,5 @@ def ways() -> str:
     products = "oneDNN" if onednn_is_faster() else "MKL" if torch.backends.mkl.is_available() else "PyTorch's"
     few = f"up to {MOST_THREADS} threads"
     attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
-    rows = f"in one pass ({few})" if _loops("row_loops") is not None else "in PyTorch's passes"
+    rows = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
     return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {rows}"

@@ -43,7 +43,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import row_loops
+from luthier.kernels.processor import compiled, row_loops
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
 
@@ -97,7 +97,7 @@ class _Loops(torch.autograd.Function):
         dy, dh = (g.contiguous() for g in gradients) if ctx.add else (gradients[0].contiguous(), None)
         dx, dg = torch.empty(h.shape), torch.empty(weight.shape)
         arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-        row_loops(h).rms_norm_back(_rows(h), _line(weight), _line(r), *arrays, _line(dg))
+        compiled("row_loops").rms_norm_back(_rows(h), _line(weight), _line(r), *arrays, _line(dg))
         return dx, dx if ctx.add else None, dg, None
 
 
@@ -115,7 +115,7 @@ def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     x, y = x.contiguous(), torch.empty(x.shape)
     h, r = x if residual is None else torch.empty(x.shape), torch.empty(x.numel() // x.shape[-1])
     other = None if residual is None else _rows(residual.contiguous())
-    row_loops(x).rms_norm(_rows(x), other, _line(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
+    compiled("row_loops").rms_norm(_rows(x), other, _line(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
     return y, h, r
 
 
@@ -248,7 +248,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto
         return _TritonRMSNorm.apply(x, None, weight, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     if x.dtype in (torch.float16, torch.bfloat16):
         return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
-    if row_loops(x, weight) is not None:
+    if row_loops(x, weight):
         return _Loops.apply(x, None, weight, eps)  # pyright: ignore[reportReturnType]
     if not torch.is_grad_enabled():  # a node costs more than the norm of a single token
         return _normed(x, weight, eps)[0]
@@ -270,7 +270,7 @@ def add_rms_norm(
     if use_triton("add_rms_norm", impl, x):
         check_floats("add_rms_norm", x=x, weight=weight, residual=residual)
         return _TritonRMSNorm.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
-    if row_loops(x, residual, weight) is not None:
+    if row_loops(x, residual, weight):
         return _Loops.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
     h = x + residual
     return rms_norm(h, weight, eps, impl="torch"), h

@@ -47,7 +47,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import row_loops
+from luthier.kernels.processor import compiled, row_loops
 
 __all__ = ["cost", "frequencies", "llama3_frequencies", "rope", "rope_", "rope_reference", "rope_table"]
 __all__ += ["yarn_frequencies", "yarn_scale"]
@@ -125,7 +125,7 @@ def _in_one_pass(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     tables = [t.contiguous().view(-1, D // 2).numpy() for t in (cos, sin)]
     out = torch.empty(x.shape)
     x3, out3 = x.contiguous().view(-1, H, D).numpy(), out.view(-1, H, D).numpy()
-    row_loops(x).rope(x3, *tables, np.float32(-1 if back else 1), out3)
+    compiled("row_loops").rope(x3, *tables, np.float32(-1 if back else 1), out3)
     return out
 
 
@@ -183,7 +183,7 @@ class _Rope(torch.autograd.Function):
 
 def _into(out: Tensor | None, x: Tensor, cos: Tensor, sin: Tensor, triton: bool, *, back: bool) -> Tensor:
     """The turned x, in `out` or in new memory."""
-    if not triton and out is None and row_loops(x, cos, sin) is not None:
+    if not triton and out is None and row_loops(x, cos, sin):
         return _in_one_pass(x.detach(), cos, sin, back)
     if not triton:
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)

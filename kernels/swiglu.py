@@ -39,7 +39,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import row_loops
+from luthier.kernels.processor import compiled, row_loops
 
 __all__ = ["cost", "geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
@@ -75,7 +75,7 @@ class _Loops(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         y = torch.empty(gate.shape)
-        row_loops(gate).swiglu(_flat(gate), _flat(up), _flat(y))
+        compiled("row_loops").swiglu(_flat(gate), _flat(up), _flat(y))
         return y
 
     @staticmethod
@@ -83,7 +83,7 @@ class _Loops(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         dy, da, db = gradients[0].contiguous(), torch.empty(gate.shape), torch.empty(gate.shape)
-        row_loops(gate).swiglu_back(*map(_flat, (gate, up, dy, da, db)))
+        compiled("row_loops").swiglu_back(*map(_flat, (gate, up, dy, da, db)))
         return da, db
 
 
@@ -190,7 +190,7 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: Impl = "auto") -> Tensor:
     where these do the work. Raises ValueError where the shapes differ."""
     if _on_card("swiglu", gate, up, impl):
         return _TritonGate.apply(gate, up, "silu")  # pyright: ignore[reportReturnType]
-    if row_loops(gate, up) is not None:
+    if row_loops(gate, up):
         return _Loops.apply(gate, up)  # pyright: ignore[reportReturnType]
     return torch_f.silu(gate) * up
 
