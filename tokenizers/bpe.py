@@ -350,8 +350,11 @@ class Tokenizer:
     def _row(self) -> Row:
         """The tokens that text can become."""
         outside = {*self.special_tokens.values(), *self.added_tokens.values()}
-        ids = [i for i, token in enumerate(self.tokens) if token and i not in outside]
-        texts = [self.tokens[i] for i in ids]
+        ids: Sequence[int] = range(len(self.tokens))
+        texts = self.tokens
+        if outside or b"" in texts:
+            ids = [i for i, token in enumerate(texts) if token and i not in outside]
+            texts = [texts[i] for i in ids]
         if len(known := set(texts)) < len(texts):
             twice = next(text for text, count in Counter(texts).items() if count > 1)
             raise VocabularyError(f"the token {twice!r} stands twice in the vocabulary: every token has one id")

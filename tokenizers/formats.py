@@ -21,20 +21,19 @@ are not in the file; `RANKS` knows those of the files that go by a name, for oth
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.tokenizers.bpe import BYTE_ORDER, PRINTABLE, Tokenizer, VocabularyError
-from luthier.tokenizers.bpe_encode import all_pairs, row_of
+from luthier.tokenizers.bpe_encode import Row, all_pairs, row_of
 from luthier.tokenizers.load_cache import through_cache
 from luthier.tokenizers.pretokenize import PATTERNS, pattern_name
+from luthier.tokenizers.tiktoken_ranks import RanksError, ranks_by_the_book, read_ranks
 
 __all__ = [
     "RANKS",
@@ -410,50 +409,40 @@ def load_tiktoken(
 
 
 def _tiktoken(file: Path, data: bytes, *, pattern: str, special: dict[str, int], **settings: Any) -> Tokenizer:
-    by_rank = _read_ranks(file, data)
-    by_id = by_rank | {i: text.encode("utf-8") for text, i in special.items()}
-    if clash := [text for text, i in special.items() if i in by_rank]:
+    row, texts = _read_ranks(file, data)
+    by_id = dict(zip(row.ids.tolist(), texts, strict=True))
+    if clash := [text for text, i in special.items() if i in by_id]:
         raise TokenizerFileError(f"{file}: rank {special[clash[0]]} of the special token {clash[0]!r} is in the file")
-    if gaps := set(range(max(by_rank, default=0))) - by_id.keys():
-        raise TokenizerFileError(
-            f"{file}: no token has rank {min(gaps)}; ranks must be without gaps\n"
-            f"If a special token stands there, name it: special_tokens={{'<|endoftext|>': {min(gaps)}}}"
-        )
-    tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
+    by_id |= {i: text.encode("utf-8") for text, i in special.items()}
+    tokens = texts
+    if len(texts) != len(by_id) or len(by_id) != int(row.ids.max(initial=-1)) + 1:  # special tokens or gaps
+        tokens = [by_id.get(i, b"") for i in range(max(by_id, default=-1) + 1)]
+        if gaps := set(range(int(row.ids.max(initial=0)))) - by_id.keys():
+            raise TokenizerFileError(
+                f"{file}: no token has rank {min(gaps)}; ranks must be without gaps\n"
+                f"If a special token stands there, name it: special_tokens={{'<|endoftext|>': {min(gaps)}}}"
+            )
     try:
-        ids = sorted(by_rank)
-        merges, joined = all_pairs(row_of([by_rank[i] for i in ids], ids))
+        merges, joined = all_pairs(row)
         settings |= {"special_tokens": special, "whole_pieces": True, "joined": joined, "ranks": joined}
         return Tokenizer(tokens, merges, pattern=pattern, **settings)
     except ValueError as error:
         raise TokenizerFileError(f"{file}: {error}") from error
 
 
-def _read_ranks(file: Path, data: bytes) -> dict[int, bytes]:
-    """Rank → token. Raises TokenizerFileError naming file and line."""
-    parts = data.split()
+def _read_ranks(file: Path, data: bytes) -> tuple[Row, list[bytes]]:
+    """The tokens in order of rank, twice. Raises TokenizerFileError naming file and line."""
+    if (found := read_ranks(data)) is not None:
+        letters, ends = found
+        row, text, places = Row(letters, ends, np.arange(len(ends), dtype=np.int32)), letters.tobytes(), ends.tolist()
+        return row, [text[begin:end] for begin, end in zip([0, *places], places, strict=False)]
     try:
-        by_rank = dict(zip(map(int, parts[1::2]), map(_from_base64, parts[::2]), strict=True))
-        if 2 * len(by_rank) == len(parts):
-            return by_rank
-    except (ValueError, binascii.Error):
-        pass  # the loop below finds the line
-    by_rank = {}
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            token, rank = _from_base64(token), int(rank)
-        except (ValueError, binascii.Error) as error:
-            raise TokenizerFileError(f"{file}:{number}: expected a token in base64 and its rank") from error
-        if rank in by_rank:
-            raise TokenizerFileError(f"{file}:{number}: rank {rank} is given twice")
-        by_rank[rank] = token
-    return by_rank
-
-
-_from_base64 = partial(binascii.a2b_base64, strict_mode=True)
+        by_rank = ranks_by_the_book(data)
+    except RanksError as error:
+        raise TokenizerFileError(f"{file}:{error.args[0]}: {error.args[1]}") from error
+    ids = sorted(by_rank)
+    texts = [by_rank[i] for i in ids]
+    return row_of(texts, ids), texts
 
 
 def save_tiktoken(tokenizer: Tokenizer, file: Path) -> None:

@@ -135,10 +135,13 @@ class Compiled:
 
     def _learn(self, kinds: Kinds) -> Any:
         with _at_work:
+            if kinds in self._known:  # another thread was faster
+                return self._known[kinds]
             prototype = ctypes.PYFUNCTYPE if self._held else ctypes.CFUNCTYPE
             entry, method = _linked(self._object(kinds))
             self._methods[kinds] = _Method(self.function.__name__.encode(), method, _ONE_OBJECT, None)
-            return self._known.setdefault(kinds, prototype(ctypes.c_int64, ctypes.c_void_p)(entry))
+            self._known[kinds] = prototype(ctypes.c_int64, ctypes.c_void_p)(entry)
+            return self._known[kinds]
 
     def _object(self, kinds: Kinds) -> bytes:
         """The object file of this function."""
@@ -221,16 +224,27 @@ def _source(file: Path) -> tuple[bytes, ...]:
     return tuple(f.read_bytes() for f in (file, Path(__file__).with_name("instructions.py"), Path(__file__)))
 
 
+_OF_PROCESSOR: Final = ("model", "flags", "Features", "CPU")  # how its lines in /proc/cpuinfo begin
+
+
 @cache
 def _compiler() -> tuple[str, ...]:
     """Compiler, processor, and what a user asked of both."""
     homes = [Path(str(find_spec(package).origin)).parent for package in ("numba", "llvmlite")]  # pyright: ignore
     versions = [(home / "_version.py").read_text() for home in homes]
     asked = [os.environ.get(f"NUMBA_{name}", "") for name in ("CPU_NAME", "CPU_FEATURES", "OPT")]
-    facts = Path("/proc/cpuinfo")
-    processor = facts.read_text().split("\n\n")[0] if facts.is_file() else platform.processor()
-    known = [line for line in processor.split("\n") if line.startswith(("model", "flags", "Features", "CPU"))]
-    return (*versions, np.__version__, *asked, sys.platform, platform.machine(), sys.version, *(known or [processor]))
+    known: list[str] = []
+    with suppress(OSError), Path("/proc/cpuinfo").open() as facts:
+        known = [line for line in facts.read(1 << 14).split("\n\n")[0].split("\n") if line.startswith(_OF_PROCESSOR)]
+    return (
+        *versions,
+        np.__version__,
+        *asked,
+        sys.platform,
+        platform.machine(),
+        sys.version,
+        *(known or [platform.processor()]),
+    )
 
 
 def _folder(source: Path) -> Path:
