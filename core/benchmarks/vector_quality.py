@@ -140,7 +140,7 @@ def _fasttext(path: Path) -> Train:
     def train(source: Source, seed: int) -> np.ndarray:
         with TemporaryDirectory() as folder:
             corpus = source.write(Path(folder) / "corpus.txt")
-            more = ["-seed", seed, "-lr", NGRAMS["alpha"]]
+            more = ["-seed", seed + 1, "-lr", NGRAMS["alpha"]]  # its 0 is its 1
             binary("fasttext", path, corpus, True, 1, NGRAMS["max_n"], more)(EPOCHS)
             found = read_any(corpus.with_name("fasttext.out.vec"))
         return found.vectors[[found.row(word) for word in source.words]]

@@ -84,6 +84,21 @@ def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
     assert len(trained) == 14
 
 
+def test_fasttext_is_given_seeds_from_1_because_its_0_is_its_1(text, monkeypatch):
+    given = []
+
+    def binary(name, path, corpus, sg, threads, max_n, more):
+        given.append(more[: more.index("-lr")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vector_quality, "binary", binary)
+    source, train = read_source([text / "text.txt"]), vector_quality._fasttext(text / "fasttext")
+    for seed in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(source, seed)
+    assert given == [["-seed", 1], ["-seed", 2]]
+
+
 def test_the_first_words_of_a_text_have_their_own_vocabulary(text):
     whole = read_source([text / "text.txt"])
     first = whole.first(700)
