@@ -19,7 +19,8 @@ which the next one's first token is predicted, so no label is lost, and that is 
 the work; a pack lays several into one row, closed off from each other by `document`, the longest first into the
 emptiest row (Graham 1969's rule), so that the rows end nearly even.
 
-Legend: B rows, T tokens a row. Labels that are not trained are −100, padding has document −1.
+Legend: B rows, T tokens a row. Labels that are not trained are −100; padding has documents below 0, two of them, so
+that neither is longer than a model reads where a row holds two conversations side by side (dpo.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "Example", "Mixture", "Windows", "chance", "mixed", "named", "pack", "split_rows"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Example",
+    "Mixture",
+    "Windows",
+    "chance",
+    "mixed",
+    "named",
+    "pack",
+    "padding",
+    "split_rows",
+]
 
 IGNORED = -100
 
@@ -65,10 +78,10 @@ class Batch:
         return self._with(lambda tensor: tensor[part])
 
     def with_empty_rows(self, count: int) -> Batch:
-        """`count` rows more, of which nothing is trained: one text of token 0 each."""
+        """`count` rows more, of which nothing is trained: token 0 as padding."""
         more = self._with(lambda tensor: tensor.new_zeros(count, tensor.shape[1]))
         more.labels_BT.fill_(IGNORED)
-        more.document_BT.fill_(-1)
+        more.document_BT[:] = torch.from_numpy(padding(more.document_BT.shape[1]))
         both = zip(self._tensors(), more._tensors(), strict=True)
         return replace(self, **{name: torch.cat([a, b]) for (name, a), (_, b) in both})
 
@@ -213,7 +226,7 @@ def pack(examples: Sequence[Example], row: int, pad_id: int) -> Batch:
             break
         rows += 1
     ids = np.full((rows, width), pad_id, np.int64)
-    labels, document = np.full_like(ids, IGNORED), np.full_like(ids, -1)
+    labels, document = np.full_like(ids, IGNORED), np.empty_like(ids)
     reference = np.zeros(ids.shape, np.float32) if examples[0].reference is not None else None
     for b, places in enumerate(filled):
         at = number = 0
@@ -223,9 +236,15 @@ def pack(examples: Sequence[Example], row: int, pad_id: int) -> Batch:
             if reference is not None:
                 reference[b, span] = e.reference
             at, number = at + len(e), number + int(e.document[-1]) + 1
+        document[b, at:] = padding(width - at)
     tensors = [torch.from_numpy(array) for array in (ids, labels, document)]
     of_another = None if reference is None else torch.from_numpy(reference)
     return Batch(tensors[0], tensors[1], tensors[2], tuple(e.source for e in examples), of_another)
+
+
+def padding(count: int) -> np.ndarray:
+    """The documents of `count` tokens of padding: −1, and −2 from the middle on."""
+    return np.where(np.arange(count) < (count + 1) // 2, -1, -2)
 
 
 def _fill(examples: Sequence[Example], rows: int) -> list[list[int]]:

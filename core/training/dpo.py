@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.core.data.preferences import Preference
-from luthier.core.training.batches import IGNORED, Batch, Example
+from luthier.core.training.batches import IGNORED, Batch, Example, padding
 from luthier.core.training.examples import encode_wording
 from luthier.kernels.linear_cross_entropy import linear_log_probs
 from luthier.models.transformer import Transformer
@@ -114,4 +114,5 @@ def _one_a_row(examples: Sequence[Example]) -> Batch:
         rows = [np.pad(getattr(e, name), (0, width - len(e)), constant_values=filling) for e in examples]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
-    return Batch(padded("ids", 0), padded("labels", IGNORED), padded("document", -1))
+    documents = [np.concatenate([e.document, padding(width - len(e))]) for e in examples]
+    return Batch(padded("ids", 0), padded("labels", IGNORED), torch.from_numpy(np.stack(documents)))

@@ -16,6 +16,7 @@ from luthier.core.errors import ConfigError, TrainingError
 from luthier.core.training.batches import IGNORED, Example, pack, split_rows
 from luthier.core.training.dpo import dpo_loss, encode_preference, pairs_in, with_reference
 from luthier.core.training.finetune import FinetuneConfig, finetune
+from luthier.core.training.parallel import Workers
 from luthier.models.checkpoints import save_model
 from luthier.models.config import preset
 from luthier.models.transformer import Transformer
@@ -158,3 +159,19 @@ def test_what_does_not_fit_is_said(base: Path, tmp_path: Path) -> None:
 def test_the_best_of_preferences_is_not_asked_for() -> None:
     with pytest.raises(ConfigError, match="keep = 'best' needs held-out text"):
         FinetuneConfig(objective="dpo", keep="best")
+
+
+def test_padding_beside_a_long_pair_is_no_text_that_the_model_cannot_read(tokenizer: Tokenizer) -> None:
+    """A pair is a row of two conversations: the padding of a row with a short pair is longer than a conversation."""
+    better, worse = ((Message("assistant", "very " * n + "same."),) for n in (60, 61))
+    long = Preference(PAIRS[0].prompt, better, worse, "p.jsonl:9")
+    both = [encode_preference(tokenizer, p) for p in (long, PAIRS[0])]
+    context = max(int((e.document == d).sum()) for e in both for d in (0, 1))
+    shape = preset("demo", vocab_size=300, initializer_range=0.2, max_position_embeddings=context, **TINY)
+    model = Transformer(shape, seed=1)
+    batch = pack(with_reference(Transformer(shape, seed=2), both), 2 * context, tokenizer.pad_id)
+    assert int((batch.document_BT[1] < 0).sum()) > context
+    shares = [Workers(rank, 3).share(batch) for rank in range(3)]  # the last has nothing but padding
+    assert [pairs_in(share) for share in shares] == [1, 1, 0]
+    parts = [float(dpo_loss(0.5)(model, share)[0]) for share in shares]
+    assert parts[2] == 0 and sum(parts) == pytest.approx(float(dpo_loss(0.5)(model, batch)[0]), rel=1e-6)
