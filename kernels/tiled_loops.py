@@ -27,11 +27,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "shares"]
 
 f = np.float32
 ROWS, WIDE, REGISTER = 12, 32, 16
@@ -361,3 +362,61 @@ def backward(dout, q, k, v, lse, scale, dq, dk, dv, first, last):
             for d in range(D):
                 dk[b, s, kv, d] = sum_k[s, d] * LN2  # the queries were multiplied by scale·log₂ e
                 dv[b, s, kv, d] = sum_v[s, d]
+
+
+# ---------------------------------------------------------------- a thread's share, as OpenMP calls it
+
+
+@intrinsic
+def _memory_intrinsic(typing: Any, address: Any) -> Any:
+    """An address as what `carray` takes."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), code
+
+
+_memory: Any = _memory_intrinsic
+_thread: Any = types.ExternalFunction("omp_get_thread_num", types.int32())
+
+
+@plain
+def _half(tasks):
+    """The first and the last task of this thread, one of two."""
+    return (0, tasks // 2) if _thread() == 0 else (tasks // 2, tasks)
+
+
+def _forward_share(data):
+    """`data`: B, T, H, K, D and the addresses of scale, q, k, v, out, lse."""
+    x = carray(data, (11,), np.int64)
+    B, T, H, K, D = x[0], x[1], x[2], x[3], x[4]
+    q, k, v = carray(_memory(x[6]), (B, T, H, D), f), carray(_memory(x[7]), (B, T, K, D), f), _memory(x[8])
+    out, lse = carray(_memory(x[9]), (B, T, H, D), f), carray(_memory(x[10]), (B, H, T), f)
+    first, last = _half(B * K)
+    forward(q, k, carray(v, (B, T, K, D), f), carray(_memory(x[5]), (1,), f)[0], out, lse, first, last)
+
+
+def _backward_share(data):
+    """The same with scale, dout, q, k, v, lse, dq, dk, dv."""
+    x = carray(data, (14,), np.int64)
+    B, T, H, K, D = x[0], x[1], x[2], x[3], x[4]
+    dout, q = carray(_memory(x[6]), (B, T, H, D), f), carray(_memory(x[7]), (B, T, H, D), f)
+    k, v = carray(_memory(x[8]), (B, T, K, D), f), carray(_memory(x[9]), (B, T, K, D), f)
+    dq, dk = carray(_memory(x[11]), (B, T, H, D), f), carray(_memory(x[12]), (B, T, K, D), f)
+    lse, dv = carray(_memory(x[10]), (B, H, T), f), carray(_memory(x[13]), (B, T, K, D), f)
+    first, last = _half(B * K)
+    backward(dout, q, k, v, lse, carray(_memory(x[5]), (1,), f)[0], dq, dk, dv, first, last)
+
+
+def shares(thread_number: int) -> tuple[int, int]:
+    """The addresses of `forward` and `backward` for two threads of the OpenMP whose omp_get_thread_num stands there."""
+    from llvmlite import binding
+
+    binding.add_symbol("omp_get_thread_num", thread_number)
+    made: list[Any] = [cfunc(types.void(types.voidptr), cache=True)(one) for one in (_forward_share, _backward_share)]
+    _kept.extend(made)  # the code lives as long as they do
+    return made[0].address, made[1].address
+
+
+_kept: list[Any] = []
