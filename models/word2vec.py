@@ -26,7 +26,8 @@ Goldberg & Levy (2014, arXiv:1402.3722) derive the first of the two in full. Aro
   its row when it goes out of reach: one look into the table for a word, and for its n-grams, not one for each pair.
 
 A window never leaves its document, nor its piece: the text is cut every 8,192 words, a document of any length is
-trained whole. Each piece has its own stream of chance, whoever trains it.
+trained whole. Each piece has its own stream of chance, whoever trains it. Each epoch takes the pieces in an order of
+its own: the rate falls, and what stands last in the text would be learned at the least of it every time.
 
 **Threads.** `workers` threads take pieces in order and share the table without a lock (Niu et al. 2011, HOGWILD): an
 update lost now and then does no harm, but two such runs differ. One thread gives the same bits for the same seed.
@@ -137,11 +138,14 @@ class Word2Vec:
     def train(self, report: Callable[[int, float], object] = lambda words, loss: None) -> None:
         """Train to the end, from wherever `done` is. `report(words, loss)` is called after each round; an exception
         that it raises leaves a state that training goes on from."""
+        order, ordered = np.zeros(0, np.int64), -1
         with ThreadPoolExecutor(1 if self.settings.deterministic else self.settings.workers) as pool:
             while not self.finished:
                 epoch, first = divmod(self.done, self.pieces)
+                if epoch != ordered:
+                    order, ordered = self._order(epoch), epoch
                 pieces = range(first, min(first + ROUND, self.pieces))
-                results = list(pool.map(partial(self._train_piece, epoch), pieces))
+                results = list(pool.map(partial(self._train_piece, epoch), pieces, order[first : pieces.stop].tolist()))
                 sums = np.sum(results, axis=0)
                 self.done += len(pieces)
                 self.pairs += int(sums[2])
@@ -150,21 +154,25 @@ class Word2Vec:
 
     # ------------------------------------------------------------ one piece
 
-    def _train_piece(self, epoch: int, piece: int) -> np.ndarray:
-        """Σ loss, pairs measured, pairs."""
+    def _order(self, epoch: int) -> np.ndarray:
+        """The pieces as an epoch takes them."""
+        return np.random.default_rng((self.settings.seed, epoch)).permutation(self.pieces)
+
+    def _train_piece(self, epoch: int, turn: int, piece: int) -> np.ndarray:
+        """Train a piece of the text in its turn; Σ loss, pairs measured, pairs."""
         room, kept, ends = self._borrow()
         # A stream of chance of its own for what is kept, and one for noise and windows.
         states = np.random.SeedSequence((self.settings.seed, epoch, piece)).generate_state(3, np.uint64)
         first, last = piece * PIECE, min((piece + 1) * PIECE, len(self.rows))
         words, documents, _ = thin(self.rows, self.offsets, first, last, self._model.keep, states[0], kept, ends)
-        text, rates = (kept[:words], ends[:documents]), self._rates(epoch, piece)
+        text, rates = (kept[:words], ends[:documents]), self._rates(epoch, turn)
         out = self.kernel(*text, 0, words, self._model, room, *rates, states[1])
         self._rooms.append((room, kept, ends))
         return np.array(out[:3])
 
-    def _rates(self, epoch: int, piece: int) -> tuple[float, float]:
+    def _rates(self, epoch: int, turn: int) -> tuple[float, float]:
         s, total = self.settings, self.settings.epochs * len(self.rows)
-        parts = (epoch * len(self.rows) + min(p * PIECE, len(self.rows)) for p in (piece, piece + 1))
+        parts = (epoch * len(self.rows) + min(p * PIECE, len(self.rows)) for p in (turn, turn + 1))
         first, last = (s.alpha + (s.min_alpha - s.alpha) * part / total for part in parts)
         return first, last
 

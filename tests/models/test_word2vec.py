@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.models import word2vec
 from luthier.models.huffman import huffman_paths
 from luthier.models.vectors import VectorsError
 from luthier.models.word2vec import Word2Vec, Word2VecSettings, alias_table, keep_probability, train_word2vec
@@ -58,6 +59,22 @@ def test_one_thread_gives_the_same_bits_and_another_seed_others(text):
     assert first.vectors.tobytes() == again.vectors.tobytes()
     assert first.contexts.tobytes() == again.contexts.tobytes()
     assert first.vectors.tobytes() != other.vectors.tobytes()
+
+
+def test_every_epoch_takes_all_pieces_in_an_order_of_its_own(text, monkeypatch):
+    monkeypatch.setattr(word2vec, "PIECE", 100)
+    seen, rates = [], []
+
+    def kernel(kept, ends, a, b, model, room, rate, end_rate, state):
+        seen.append(kept.tobytes())
+        rates.extend([rate, end_rate])
+        return 0.0, 1, 0, state
+
+    train_word2vec(*text, vector_size=16, epochs=3, sample=0, kernel=kernel)
+    pieces = [text[0][n : n + 100].astype(np.int32).tobytes() for n in range(0, 1000, 100)]
+    orders = [tuple(pieces.index(piece) for piece in seen[n : n + 10]) for n in (0, 10, 20)]
+    assert all(sorted(order) == list(range(10)) for order in orders) and len({*orders, tuple(range(10))}) == 4
+    assert rates == sorted(rates, reverse=True)  # by turn
 
 
 def test_the_tables_are_handed_out_and_not_copied(text):
