@@ -27,6 +27,7 @@ __all__ = [
     "Scaling",
     "cache_bytes",
     "flops_per_token",
+    "initializer_said",
     "parameter_count",
     "preset",
     "presets",
@@ -249,6 +250,15 @@ def flops_per_token(config: ModelConfig, context: int | None = None) -> float:
     C, H, D = config.hidden_size, config.num_attention_heads, config.head_size
     weights = parameter_count(config, embedding=False) + config.vocab_size * C  # the head is a product, a lookup is not
     return 2.0 * weights + 4.0 * config.num_hidden_layers * H * D * seen
+
+
+def initializer_said(config: ModelConfig) -> str:
+    """How new weights are drawn (`Transformer.init`), with the source, in a line."""
+    std, ends = config.initializer_range, config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+    return (
+        f"normal, deviation {std:g}; o_proj and down_proj {std:g} / √(2·{config.num_hidden_layers}) = {ends:.2g} "
+        "(Radford et al. 2019, GPT-2, §2.3); norms 1, biases 0"
+    )
 
 
 def cache_bytes(config: ModelConfig, tokens: int, bytes_per_number: int = 4) -> int:

@@ -184,7 +184,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.schedules import learning_rate_factor
-    from luthier.models.config import flops_per_token
+    from luthier.models.config import flops_per_token, initializer_said
     from luthier.models.resize import extend_context
     from luthier.models.transformer import Transformer
     from luthier.tokenizers.formats import load_tokenizer
@@ -199,6 +199,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         check_context(config, model.config, given.base, "or stretch its positions: --scale-positions yarn")
     else:
         model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
+        say(f"  new weights  {initializer_said(model.config)}")
     shape = model.config
     if given.vectors is not None:
         _start_from(model, given.vectors, given)

@@ -51,7 +51,8 @@ class PretrainConfig(LoopConfig):
     """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; or AdamW with means of one byte (2
     bytes a weight instead of 8) for the matrices."""
     learning_rate: float | None = None
-    """Highest learning rate, the same for Muon and AdamW; none: from the model's width, 1e-2 · 192 / hidden_size."""
+    """Highest learning rate, the same for Muon and AdamW; none: from the model's width, 1e-2 · 192 / hidden_size. µP,
+    where deviations and rates of single matrices follow the width, is Python's: models/mup.py, docs/transformer.md."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05

@@ -13,6 +13,7 @@ from luthier.models.config import (
     RopeScaling,
     cache_bytes,
     flops_per_token,
+    initializer_said,
     parameter_count,
     preset,
     presets,
@@ -117,3 +118,14 @@ def test_how_far_scaled_positions_reach() -> None:
     assert ModelConfig().context == context() == 256
     assert context(rope_type="linear", factor=4) == context(rope_type="dynamic", factor=4) == 1024
     assert context(rope_type="yarn", factor=4, original_max_position_embeddings=128) == 512
+
+
+def test_the_initializer_is_told_as_it_is() -> None:
+    """The numbers of the line are those of new weights."""
+    from luthier.models.transformer import Transformer
+
+    config = preset("demo")
+    said, model = initializer_said(config), Transformer(config)
+    assert said.startswith("normal, deviation 0.02; o_proj and down_proj 0.02 / √(2·4) = 0.0071 (Radford et al. 2019")
+    assert abs(float(model.embed_tokens.weight.detach().std()) - 0.02) < 2e-4
+    assert abs(float(model.get_parameter("layers.0.mlp.down_proj.weight").detach().std()) - 0.0071) < 2e-4
