@@ -118,10 +118,13 @@ class Compiled:
     def method(self, *arguments: Any) -> tuple[Any, npt.NDArray[np.int64]]:
         """A function of Python without anything in between: it takes one object, whose address stands for the first of
         these arguments, a number, and returns the object that the compiled function returns the address of. And the
-        block of the other arguments, which must live as long."""
+        block of the other arguments, which must live as long. A Python whose objects lie otherwise in memory always
+        gets None."""
         kinds, words = words_of(*arguments)
         self.taking(kinds)
         block = np.array(words, np.int64)
+        if ctypes.c_int64.from_address(id(block) + _ITEMS).value != block.ctypes.data:
+            return lambda thing: None, block
         return _make_method(ctypes.byref(self._methods[kinds]), block, None), block
 
     def address(self, *arguments: Any) -> int:
@@ -166,6 +169,7 @@ class _Method(ctypes.Structure):
 
 
 _ONE_OBJECT: Final = 8  # METH_O
+_ITEMS: Final = 16  # where in an array stands the address of its items
 _make_method = ctypes.pythonapi.PyCFunction_NewEx
 _make_method.restype, _make_method.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
 
@@ -292,7 +296,7 @@ def _compile(function: Any, kinds: Kinds) -> bytes:
     bare = {"nogil": True, "_nrt": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     entry = njit(**bare)(call if nothing else value).get_compile_result(types.int64(types.int64))
     module = llvm.parse_assembly(entry.library.get_llvm_str())
-    names = {"name": entry.fndesc.llvm_func_name, "entry": ENTRY, "method": METHOD}
+    names = {"name": entry.fndesc.llvm_func_name, "entry": ENTRY, "method": METHOD, "items": _ITEMS}
     module.link_in(llvm.parse_assembly(_WRAPPERS % names))
     asked: Any = config
     name = asked.CPU_NAME or llvm.get_host_cpu_name()
@@ -303,7 +307,7 @@ def _compile(function: Any, kinds: Kinds) -> bytes:
 
 
 # Numba's functions return a status and write their value to an address. A method of Python gets the object it belongs
-# to, here the array that is the block, whose items an array points to behind its first 16 bytes.
+# to, here the array that is the block, at _ITEMS the address of its items.
 _WRAPPERS: Final = """
 declare i32 @"%(name)s"(ptr, ptr, i64)
 define i64 @%(entry)s(i64 %%block) {
@@ -314,7 +318,7 @@ define i64 @%(entry)s(i64 %%block) {
   ret i64 %%result
 }
 define ptr @%(method)s(ptr %%self, ptr %%object) {
-  %%items = getelementptr i8, ptr %%self, i64 16
+  %%items = getelementptr i8, ptr %%self, i64 %(items)d
   %%block = load ptr, ptr %%items
   %%first = ptrtoint ptr %%object to i64
   store i64 %%first, ptr %%block

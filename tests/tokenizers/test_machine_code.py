@@ -179,3 +179,10 @@ def test_a_method_gets_an_object_and_the_rest_of_its_arguments(folder: Path):
     references = sys.getrefcount(things[1]) - before
     assert references == 100 and all(thing is things[1] for thing in found)
     assert method(things[1]) is None and len(block) == 5
+
+
+def test_where_objects_lie_otherwise_a_method_says_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    module = loaded(folder)
+    monkeypatch.setattr(machine_code, "_ITEMS", 8)
+    method, _ = module.clear.method(np.ones(3))
+    assert method("anything") is None
