@@ -108,7 +108,8 @@ def test_a_plan_makes_nothing_and_says_everything(shards, tmp_path, capsys):
     told = capsys.readouterr()
     kernels = f"precision    fp32; kernels {kernels_said(torch.device('cpu'))}"
     for words in ("parameters", "7 of 8 × 32 tokens, each in 4 pieces (given)", "TFLOP", "GFLOP/s", "memory", "GB",
-                  kernels, "new weights  normal, deviation 0.02", "8 rows of 32 tokens, 256 of them trained"):  # fmt: skip
+                  "new weights  normal, deviation 0.02", kernels,
+                  "8 rows of 32 tokens, 256 of them trained"):  # fmt: skip
         assert words in told.err, words
     assert not told.out and not list(tmp_path.iterdir())
 
