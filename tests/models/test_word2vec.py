@@ -78,8 +78,9 @@ def test_every_epoch_takes_all_pieces_in_an_order_of_its_own(text, monkeypatch):
 
 
 def test_the_tables_are_handed_out_and_not_copied(text):
-    training = Word2Vec(*text, Word2VecSettings(vector_size=16, max_n=4, bucket=500), TOKENS)
-    plain = Word2Vec(*text, Word2VecSettings(vector_size=16))
+    with_ngrams = Word2VecSettings(vector_size=16, max_n=4, bucket=500)
+    training = Word2Vec(*text, settings=with_ngrams, tokens=TOKENS)
+    plain = Word2Vec(*text, settings=Word2VecSettings(vector_size=16))
     assert np.shares_memory(plain.vectors, plain.table) and np.shares_memory(plain.contexts, plain.table)
     assert training.ngrams is not None and np.shares_memory(training.ngrams, training.table)
 
