@@ -3,7 +3,8 @@
     row 0    a a a a a b b b      With a mask all T² scores of a row are made and most thrown away. Documents of
     row 1    c c c c d d − −      lengths n₁, n₂, … need n₁² + n₂² + … of them.
 
-PyTorch's fused attention takes rectangles, so documents of about equal length are laid side by side, the shorter ones
+Where attention in tiles is the faster way (tiled_attention.py), it takes documents as it takes rows. PyTorch's fused
+attention takes rectangles, so for it documents of about equal length are laid side by side, the shorter ones
 filled up behind their end: there a causal query does not look.
 
     group of 5    a a a a a        group of 3    b b b
@@ -22,13 +23,14 @@ Legend: B rows, T tokens a row, H heads, K key/value heads, D head_dim; a group 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Group", "document_attention", "document_groups"]
+from luthier.kernels import tiled_attention
+
+__all__ = ["document_attention", "document_texts"]
 
 FILLED = 0.75  # the shortest document of a group, as a part of its longest
 fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -44,8 +46,9 @@ class Group(NamedTuple):
     """Which of them are the documents' own, bool."""
 
 
-def document_groups(document_BT: Tensor) -> list[Group]:
-    """The groups of a batch. A document is a run of equal numbers in a row; negative numbers are padding."""
+def document_texts(document_BT: Tensor) -> Tensor:
+    """Where the documents of a batch stand, int64 [n, 2]: the first token among the B·T, and how many; longest first.
+    A document is a run of equal numbers in a row; negative numbers are padding."""
     B, T = document_BT.shape
     begins = torch.ones(B, T, dtype=torch.bool)
     begins[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
@@ -53,7 +56,12 @@ def document_groups(document_BT: Tensor) -> list[Group]:
     length = torch.diff(start, append=torch.tensor([B * T]))
     kept = document_BT.flatten()[start] >= 0
     length, order = length[kept].sort(descending=True, stable=True)
-    start, groups, done = start[kept][order], [], 0
+    return torch.stack([start[kept][order], length], 1)
+
+
+def document_groups(texts_n2: Tensor) -> list[Group]:
+    """Documents of about equal length together."""
+    (start, length), groups, done = texts_n2.unbind(1), [], 0
     while done < len(length):
         longest = int(length[done])
         count = int((length[done:] >= FILLED * longest).sum())
@@ -81,8 +89,8 @@ def _put(out: Tensor, x: Tensor, group: Group) -> None:
 
 class _Documents(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scale: float) -> Tensor:
-        flat, heads = [x.flatten(0, 1) for x in (q, k, v)], q.shape[2]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts_n2: Tensor, scale: float) -> Tensor:
+        flat, heads, groups = [x.flatten(0, 1) for x in (q, k, v)], q.shape[2], document_groups(texts_n2)
         out, lses = torch.zeros_like(flat[0]), []
         for group in groups:
             o, lse = fused(*(_gathered(x, group, heads) for x in flat), 0.0, True, scale=scale)
@@ -112,9 +120,9 @@ class _Documents(torch.autograd.Function):
 
 
 def document_attention(
-    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, groups: Sequence[Group], *, scale: float | None = None
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, texts_n2: Tensor, *, scale: float | None = None
 ) -> Tensor:
-    """Causal attention within each document, [B, T, H, D]; `groups` from `document_groups`, tensors on the CPU.
+    """Causal attention within each document, [B, T, H, D]; `texts_n2` from `document_texts`, tensors on the CPU.
 
     scale: 1/√D unless given. Raises ValueError where the shapes do not fit.
     """
@@ -124,4 +132,7 @@ def document_attention(
             f"document_attention: q is {tuple(q_BTHD.shape)}, k {tuple(kv)}, v {tuple(v_BTKD.shape)}; k and v must be "
             f"[{B}, {T}, K, {D}] with K a divisor of {H}"
         )
-    return _Documents.apply(q_BTHD, k_BTKD, v_BTKD, groups, D**-0.5 if scale is None else scale)  # pyright: ignore[reportReturnType]
+    scale = D**-0.5 if scale is None else scale
+    if len(texts_n2) and tiled_attention.fits(q_BTHD, k_BTKD, int(texts_n2[0, 1])):
+        return tiled_attention.tiled_attention(q_BTHD, k_BTKD, v_BTKD, scale=scale, texts_n2=texts_n2)
+    return _Documents.apply(q_BTHD, k_BTKD, v_BTKD, texts_n2, scale)  # pyright: ignore[reportReturnType]

@@ -11,7 +11,7 @@ Rapids), forward and backward, ms:
 What is kept for the backward pass is q, k, v and a number a query; out and dout are not multiplied again, because
 Σ_d dout·out = Σ_keys p ⊙ dp.
 
-Two threads take half of the key heads each; more of them take PyTorch's attention. The second is that of PyTorch's own
+Two threads take every other key head each; more of them take PyTorch's attention. The second is that of PyTorch's own
 OpenMP, for between two of PyTorch's operations it waits on the other core without pause, and a thread of Python's would
 have to share that core with it (2 × 512 tokens, forward: 2.6 ms by it, 5.6 by one of Python's, 5.3 alone).
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,12 +35,14 @@ __all__ = ["fits", "tiled_attention"]
 FEWEST, MOST = 128, 4096  # tokens: with fewer the fused kernel is as fast, with more a tile's scores leave the cache
 
 
-def fits(q_BTHD: Tensor, k_BTKD: Tensor) -> bool:
-    """Whether this is the faster way: whole texts in float32 on a CPU of Intel's, outside autocast."""
+def fits(q_BTHD: Tensor, k_BTKD: Tensor, longest: int | None = None) -> bool:
+    """Whether this is the faster way: whole texts in float32 on a CPU of Intel's, outside autocast. `longest`: the
+    tokens of the longest text where rows hold several, for which there is no fused kernel."""
     return (
         q_BTHD.device.type == "cpu"
         and q_BTHD.dtype == torch.float32
-        and MOST >= q_BTHD.shape[1] == k_BTKD.shape[1] >= FEWEST
+        and q_BTHD.shape[1] == k_BTKD.shape[1]
+        and (FEWEST <= q_BTHD.shape[1] <= MOST if longest is None else longest <= MOST)
         and q_BTHD.shape[3] % 32 == 0
         and q_BTHD.numel() > 0
         and tiled_loops() is not None
@@ -71,51 +74,66 @@ def _threads_fit() -> bool:
 setattr(_threads_fit, "_dynamo_marked_constant", True)  # noqa: B010
 
 
-def _run(back: bool, given: list[Tensor], scale: float, made: list[Tensor]) -> None:
-    """The loop over all key heads of all rows; on two threads half of them each."""
+def _run(back: bool, texts: npt.NDArray[np.int64], given: list[Tensor], scale: float, made: list[Tensor]) -> None:
+    """The loop over all key heads of all texts; on two threads every other one each."""
     q, k = given[1:3] if back else given[:2]
-    (B, T, H, D), K = q.shape, k.shape[2]
-    openmp = _openmp() if torch.get_num_threads() > 1 and B * K > 1 else None
+    (N, H, D), K = q.shape, k.shape[1]
+    openmp = _openmp() if torch.get_num_threads() > 1 and len(texts) * K > 1 else None
     if openmp is None:
         loop = tiled_loops().backward if back else tiled_loops().forward
-        loop(*(x.numpy() for x in given), np.float32(scale), *(x.numpy() for x in made), 0, B * K)
+        loop(texts, *(x.numpy() for x in given), np.float32(scale), *(x.numpy() for x in made), 0, 1)
         return
     number = np.array([scale], np.float32)
-    addresses = [number.ctypes.data, *(x.data_ptr() for x in (*given, *made))]
-    data = np.array([B, T, H, K, D, *addresses], np.int64)
+    addresses = [texts.ctypes.data, number.ctypes.data, *(x.data_ptr() for x in (*given, *made))]
+    data = np.array([len(texts), N, H, K, D, *addresses], np.int64)
     openmp[0](openmp[1 + back], data.ctypes.data, 2, 0)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    B, T, H, _ = q.shape
-    out, lse = torch.empty(q.shape), torch.empty(B, H, T)
-    _run(False, [x.detach().contiguous() for x in (q, k, v)], scale, [out, lse])
+def _rows(q: Tensor, texts_n2: Tensor | None) -> tuple[npt.NDArray[np.int64], Any]:
+    """The texts, by default each row of q, and what makes room for what is known of them: of tokens in none, zeros."""
+    B, T = q.shape[:2]
+    if texts_n2 is None:
+        return np.array([[b * T, T] for b in range(B)], np.int64), torch.empty
+    return np.ascontiguousarray(texts_n2.numpy(), np.int64), torch.zeros
+
+
+def _flat(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach().flatten(0, 1).contiguous() for x in tensors]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, texts_n2: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    texts, room = _rows(q, texts_n2)
+    out, lse = room(q.shape), room(q.shape[:3])
+    _run(False, texts, _flat(q, k, v), scale, _flat(out, lse))
     return out, lse
 
 
-def _backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, ...]:
-    slopes = tuple(torch.empty(x.shape) for x in (q, k, v))
-    _run(True, [x.detach().contiguous() for x in (dout, q, k, v, lse)], scale, list(slopes))
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, texts_n2: Tensor | None, scale: float
+) -> tuple[Tensor, ...]:
+    texts, room = _rows(q, texts_n2)
+    slopes = tuple(room(x.shape) for x in (q, k, v))
+    _run(True, texts, _flat(dout, q, k, v, lse), scale, _flat(*slopes))
     return slopes
 
 
 # Operations of their own, into which torch.compile does not look
 @torch.library.custom_op("luthier::tiled_attention", mutates_args=())
 def _closed(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, scale)
+    return _forward(q, k, v, None, scale)
 
 
 @torch.library.custom_op("luthier::tiled_attention_backward", mutates_args=())
 def _closed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = _backward(dout, q, k, v, lse, scale)
+    dq, dk, dv = _backward(dout, q, k, v, lse, None, scale)
     return dq, dk, dv
 
 
 @_closed.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3])
 
 
 @_closed_backward.register_fake
@@ -125,21 +143,30 @@ def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scale: float) 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out, lse = (_closed if torch.compiler.is_compiling() else _forward)(q, k, v, scale)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts_n2: Tensor | None, scale: float) -> Tensor:
+        closed = torch.compiler.is_compiling()
+        out, lse = _closed(q, k, v, scale) if closed else _forward(q, k, v, texts_n2, scale)
         ctx.save_for_backward(q, k, v, lse)
-        ctx.scale = scale
+        ctx.texts_n2, ctx.scale = texts_n2, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        run: Any = _closed_backward if torch.compiler.is_compiling() else _backward
-        return *run(*gradients, *ctx.saved_tensors, ctx.scale), None
+        given = (*gradients, *ctx.saved_tensors)
+        if torch.compiler.is_compiling():
+            return *_closed_backward(*given, ctx.scale), None, None
+        return *_backward(*given, ctx.texts_n2, ctx.scale), None, None
 
 
-def tiled_attention(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, scale: float) -> Tensor:
-    """Attention of each query over the keys up to its own place, [B, T, H, D]; first derivatives only."""
+def tiled_attention(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, scale: float, texts_n2: Tensor | None = None
+) -> Tensor:
+    """Attention of each query over the keys up to its own place, [B, T, H, D]; first derivatives only.
+
+    Within each row, or within each text of `texts_n2` int64: where it begins among the B·T tokens, and its length; what
+    belongs to no text gets 0. torch.compile takes whole rows only.
+    """
     if torch.compiler.is_compiling():  # which takes no function of one tensor twice
         k_BTKD, v_BTKD = k_BTKD.view_as(k_BTKD), v_BTKD.view_as(v_BTKD)
-    return _Tiled.apply(q_BTHD, k_BTKD, v_BTKD, scale)  # pyright: ignore[reportReturnType]
+    return _Tiled.apply(q_BTHD, k_BTKD, v_BTKD, texts_n2, scale)  # pyright: ignore[reportReturnType]

@@ -14,12 +14,13 @@ Backward, for 24 queries: P again from the log-sum-exp that was kept, dP = do v�
 
     dq = scale·ds k,    dk += scale·dsᵀ q,    dv += Pᵀ do
 
-dk and dv of a key head are added up over the queries of the heads that share it, so a key head of a row of the batch is
-one task, and tasks can be split among threads without a change of a bit. Exponentials are powers of two, as in
+dk and dv of a key head are added up over the queries of the heads that share it, so a key head of a text is one task,
+and tasks can be split among threads without a change of a bit. Exponentials are powers of two, as in
 attention.py.
 
-Legend: B rows, T tokens, H heads, K key/value heads, G = H/K, D head_dim, a multiple of 32; n keys that a tile sees,
-`end` the next multiple of 64. All arrays contiguous float32.
+Legend: N tokens in all, H heads, K key/value heads, G = H/K, D head_dim, a multiple of 32; `texts` [n, 2], where each
+text begins and its length, the longest T; n keys that a tile sees, `end` the next multiple of 64. All other arrays
+contiguous float32.
 """
 
 from __future__ import annotations
@@ -238,37 +239,45 @@ def _slopes(p, dp, i, end, delta):
 
 
 @plain
-def _lines(x, b, kv, out):
-    """x[b, :, kv] as panels of 32 components: [D/32, T, 32]."""
-    for s in range(x.shape[1]):
+def _lines(x, begin, length, kv, out):
+    """A text's tokens of head kv as panels of 32 components: [D/32, T, 32]."""
+    for s in range(length):
         for w in range(len(out)):
             for d in range(WIDE):
-                out[w, s, d] = x[b, s, kv, WIDE * w + d]
+                out[w, s, d] = x[begin + s, kv, WIDE * w + d]
 
 
 @plain
-def _turned(x, b, kv, out):
-    """x[b, :, kv] turned, as panels of 32 tokens: [T/32, D, 32]."""
-    for s in range(x.shape[1]):
-        for d in range(x.shape[3]):
-            out[s // WIDE, d, s % WIDE] = x[b, s, kv, d]
+def _turned(x, begin, length, kv, out):
+    """The same turned, as panels of 32 tokens: [T/32, D, 32]."""
+    for s in range(length):
+        for d in range(x.shape[2]):
+            out[s // WIDE, d, s % WIDE] = x[begin + s, kv, d]
 
 
 @plain
-def _queries(x, b, h, start, rows, factor, out):
-    """factor·x[b, start:start + rows, h] [rows, D]; zeros below."""
+def _queries(x, begin, h, rows, factor, out):
+    """factor·x[begin:begin + rows, h] [rows, D]; zeros below."""
     for i in range(len(out)):
         for d in range(out.shape[1]):
-            out[i, d] = x[b, start + i, h, d] * factor if i < rows else ZERO
+            out[i, d] = x[begin + i, h, d] * factor if i < rows else ZERO
+
+
+@plain
+def _longest(texts):
+    longest = 0
+    for i in range(len(texts)):
+        longest = max(longest, texts[i, 1])
+    return longest
 
 
 # ---------------------------------------------------------------- the loops
 
 
 @plain
-def forward(q, k, v, scale, out, lse, first, last):
-    """out [B, T, H, D] and lse [B, H, T], in powers of two, of the tasks first … last − 1 of B·K."""
-    (_, T, H, D), K = q.shape, k.shape[2]
+def forward(texts, q, k, v, scale, out, lse, first, step):
+    """out [N, H, D] and lse [N, H], in powers of two, of the tasks first, first + step, … of all texts' key heads."""
+    (_, H, D), K, T = q.shape, k.shape[1], _longest(texts)
     wide = 4 * ((T + 63) // 64 * 64 + REGISTER)  # bytes of a row of scores; no power of two, which would share lines
     keys, values = np.zeros(((T + 31) // 32, D, WIDE), f), np.zeros((D // WIDE, T, WIDE), f)
     p, some, sums_ = np.zeros((ROWS, wide // 4), f), np.zeros((ROWS, D), f), np.zeros(ROWS, f)
@@ -280,16 +289,16 @@ def forward(q, k, v, scale, out, lse, first, last):
         some.ctypes.data,
         made.ctypes.data,
     )
-    for task in range(first, last):
-        b, kv = task // K, task % K
-        _turned(k, b, kv, keys)
-        _lines(v, b, kv, values)
+    for task in range(first, len(texts) * K, step):
+        (begin, length), kv = texts[task // K], task % K
+        _turned(k, begin, length, kv, keys)
+        _lines(v, begin, length, kv, values)
         for h in range(kv * (H // K), (kv + 1) * (H // K)):
-            for start in range(0, T, ROWS):
-                rows = min(ROWS, T - start)
+            for start in range(0, length, ROWS):
+                rows = min(ROWS, length - start)
                 n = start + rows
                 end = (n + 63) // 64 * 64
-                _queries(q, b, h, start, rows, scale * LOG2E, some)
+                _queries(q, begin + start, h, rows, scale * LOG2E, some)
                 for j in range(0, n, WIDE):
                     _product(at_q, 4 * D, 4, at_k + 4 * j * D, PANEL, at_p + 4 * j, wide, D)
                 for i in range(rows):
@@ -297,19 +306,19 @@ def forward(q, k, v, scale, out, lse, first, last):
                     top = _top(at_p + i * wide, end)
                     sums_[i] = _weights(p, i, end, top)
                     _fill(p, i, start + i + 1, end, ZERO)
-                    lse[b, h, start + i] = top + np.log2(sums_[i])
+                    lse[begin + start + i, h] = top + np.log2(sums_[i])
                 for w in range(0, D, WIDE):
                     _product(at_p, wide, 4, at_v + 4 * w * T, PANEL, at_o + 4 * w, 4 * D, n)
                 for i in range(rows):
                     part = ONE / sums_[i]
                     for d in range(D):
-                        out[b, start + i, h, d] = made[i, d] * part
+                        out[begin + start + i, h, d] = made[i, d] * part
 
 
 @plain
-def backward(dout, q, k, v, lse, scale, dq, dk, dv, first, last):
+def backward(texts, dout, q, k, v, lse, scale, dq, dk, dv, first, step):
     """The gradients of q, k and v of the same tasks."""
-    (_, T, H, D), K = q.shape, k.shape[2]
+    (_, H, D), K, T = q.shape, k.shape[1], _longest(texts)
     wide = 4 * ((T + 63) // 64 * 64 + REGISTER)
     keys_T, values_T = np.zeros(((T + 31) // 32, D, WIDE), f), np.zeros(((T + 31) // 32, D, WIDE), f)
     keys = np.zeros((D // WIDE, T, WIDE), f)
@@ -319,21 +328,21 @@ def backward(dout, q, k, v, lse, scale, dq, dk, dv, first, last):
     at_kT, at_vT, at_k = keys_T.ctypes.data, values_T.ctypes.data, keys.ctypes.data
     at_p, at_dp, at_q, at_do, at_o = p.ctypes.data, dp.ctypes.data, some.ctypes.data, do.ctypes.data, made.ctypes.data
     at_sk, at_sv, line = sum_k.ctypes.data, sum_v.ctypes.data, 4 * D
-    for task in range(first, last):
-        b, kv = task // K, task % K
-        _turned(k, b, kv, keys_T)
-        _turned(v, b, kv, values_T)
-        _lines(k, b, kv, keys)
-        sum_k[:] = ZERO
-        sum_v[:] = ZERO
+    for task in range(first, len(texts) * K, step):
+        (begin, length), kv = texts[task // K], task % K
+        _turned(k, begin, length, kv, keys_T)
+        _turned(v, begin, length, kv, values_T)
+        _lines(k, begin, length, kv, keys)
+        sum_k[: length + ROWS] = ZERO
+        sum_v[: length + ROWS] = ZERO
         for h in range(kv * (H // K), (kv + 1) * (H // K)):
-            for start in range(0, T, BACK):
-                rows = min(BACK, T - start)
+            for start in range(0, length, BACK):
+                rows = min(BACK, length - start)
                 n = start + rows
                 end = (n + 63) // 64 * 64
                 far = max(end, (n + ROWS - 1) // ROWS * ROWS)  # what the tiles of twelve keys read
-                _queries(q, b, h, start, rows, scale * LOG2E, some)
-                _queries(dout, b, h, start, rows, ONE, do)
+                _queries(q, begin + start, h, rows, scale * LOG2E, some)
+                _queries(dout, begin + start, h, rows, ONE, do)
                 for g in range(0, BACK, ROWS):
                     for j in range(0, n, WIDE):
                         to = g * wide + 4 * j
@@ -343,7 +352,7 @@ def backward(dout, q, k, v, lse, scale, dq, dk, dv, first, last):
                     seen = 0
                     if i < rows:
                         seen = start + i + 1
-                        _again(p, i, end, lse[b, h, start + i])
+                        _again(p, i, end, lse[begin + start + i, h])
                     _fill(p, i, seen, far, ZERO)
                     _fill(dp, i, seen, far, ZERO)
                     _slopes(p, dp, i, end, _dot(p, dp, i, end))
@@ -357,11 +366,11 @@ def backward(dout, q, k, v, lse, scale, dq, dk, dv, first, last):
                         _product(at_dp + g * wide, wide, 4, at_k + 4 * w * T, PANEL, at_o + to, line, n)
                 for i in range(rows):
                     for d in range(D):
-                        dq[b, start + i, h, d] = made[i, d] * scale
-        for s in range(T):
+                        dq[begin + start + i, h, d] = made[i, d] * scale
+        for s in range(length):
             for d in range(D):
-                dk[b, s, kv, d] = sum_k[s, d] * LN2  # the queries were multiplied by scale·log₂ e
-                dv[b, s, kv, d] = sum_v[s, d]
+                dk[begin + s, kv, d] = sum_k[s, d] * LN2  # the queries were multiplied by scale·log₂ e
+                dv[begin + s, kv, d] = sum_v[s, d]
 
 
 # ---------------------------------------------------------------- a thread's share, as OpenMP calls it
@@ -381,32 +390,26 @@ _memory: Any = _memory_intrinsic
 _thread: Any = types.ExternalFunction("omp_get_thread_num", types.int32())
 
 
-@plain
-def _half(tasks):
-    """The first and the last task of this thread, one of two."""
-    return (0, tasks // 2) if _thread() == 0 else (tasks // 2, tasks)
-
-
 def _forward_share(data):
-    """`data`: B, T, H, K, D and the addresses of scale, q, k, v, out, lse."""
-    x = carray(data, (11,), np.int64)
-    B, T, H, K, D = x[0], x[1], x[2], x[3], x[4]
-    q, k, v = carray(_memory(x[6]), (B, T, H, D), f), carray(_memory(x[7]), (B, T, K, D), f), _memory(x[8])
-    out, lse = carray(_memory(x[9]), (B, T, H, D), f), carray(_memory(x[10]), (B, H, T), f)
-    first, last = _half(B * K)
-    forward(q, k, carray(v, (B, T, K, D), f), carray(_memory(x[5]), (1,), f)[0], out, lse, first, last)
+    """`data`: texts, N, H, K, D and the addresses of the texts, scale, q, k, v, out, lse."""
+    x = carray(data, (12,), np.int64)
+    n, N, H, K, D = x[0], x[1], x[2], x[3], x[4]
+    texts, scale = carray(_memory(x[5]), (n, 2), np.int64), carray(_memory(x[6]), (1,), f)[0]
+    q, out = carray(_memory(x[7]), (N, H, D), f), carray(_memory(x[10]), (N, H, D), f)
+    k, v = carray(_memory(x[8]), (N, K, D), f), carray(_memory(x[9]), (N, K, D), f)
+    forward(texts, q, k, v, scale, out, carray(_memory(x[11]), (N, H), f), _thread(), 2)
 
 
 def _backward_share(data):
-    """The same with scale, dout, q, k, v, lse, dq, dk, dv."""
-    x = carray(data, (14,), np.int64)
-    B, T, H, K, D = x[0], x[1], x[2], x[3], x[4]
-    dout, q = carray(_memory(x[6]), (B, T, H, D), f), carray(_memory(x[7]), (B, T, H, D), f)
-    k, v = carray(_memory(x[8]), (B, T, K, D), f), carray(_memory(x[9]), (B, T, K, D), f)
-    dq, dk = carray(_memory(x[11]), (B, T, H, D), f), carray(_memory(x[12]), (B, T, K, D), f)
-    lse, dv = carray(_memory(x[10]), (B, H, T), f), carray(_memory(x[13]), (B, T, K, D), f)
-    first, last = _half(B * K)
-    backward(dout, q, k, v, lse, carray(_memory(x[5]), (1,), f)[0], dq, dk, dv, first, last)
+    """The same with texts, scale, dout, q, k, v, lse, dq, dk, dv."""
+    x = carray(data, (15,), np.int64)
+    n, N, H, K, D = x[0], x[1], x[2], x[3], x[4]
+    texts, scale = carray(_memory(x[5]), (n, 2), np.int64), carray(_memory(x[6]), (1,), f)[0]
+    dout, q = carray(_memory(x[7]), (N, H, D), f), carray(_memory(x[8]), (N, H, D), f)
+    k, v = carray(_memory(x[9]), (N, K, D), f), carray(_memory(x[10]), (N, K, D), f)
+    lse, dq = carray(_memory(x[11]), (N, H), f), carray(_memory(x[12]), (N, H, D), f)
+    dk, dv = carray(_memory(x[13]), (N, K, D), f), carray(_memory(x[14]), (N, K, D), f)
+    backward(texts, dout, q, k, v, lse, scale, dq, dk, dv, _thread(), 2)
 
 
 def shares(thread_number: int) -> tuple[int, int]:

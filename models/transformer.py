@@ -27,7 +27,6 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.kernels.attention import attention, document_starts, visible
 from luthier.kernels.decode_attention import decode_attention
-from luthier.kernels.document_attention import Group, document_attention, document_groups
+from luthier.kernels.document_attention import document_attention, document_texts
 from luthier.kernels.launch import use_triton
 from luthier.kernels.layer_norm import layer_norm
 from luthier.kernels.linear import linear
@@ -94,7 +93,7 @@ class Places(NamedTuple):
     """For Triton: tokens a query looks back."""
     lengths_B: Tensor | None = None
     """Keys of each row, where Triton decodes one token a row from the cache."""
-    groups: Sequence[Group] | None = None
+    texts_n2: Tensor | None = None
     """Documents that a CPU attends to one by one, without a mask."""
 
 
@@ -192,8 +191,8 @@ class Attention(nn.Module):
         if places.lengths_B is not None:
             first_B = None if places.first_BT is None else places.first_BT[:, 0]
             out_BTHD = decode_attention(q_BTHD, k_BSKD, v_BSKD, places.lengths_B, first_B=first_B)
-        elif places.groups is not None:
-            out_BTHD = document_attention(q_BTHD, k_BSKD, v_BSKD, places.groups)
+        elif places.texts_n2 is not None:
+            out_BTHD = document_attention(q_BTHD, k_BSKD, v_BSKD, places.texts_n2)
         else:
             sees = {"first_BT": places.first_BT, "window": places.window}
             out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, places.mask_BTS, **sees)
@@ -340,14 +339,14 @@ class Transformer(nn.Module):
             first_BT = None
         window = window if window is not None and end > window else None
         if first_BT is not None and document_BT is not None and window is None and self._one_by_one(document_BT):
-            return Places(position, cos, sin, groups=document_groups(document_BT))
+            return Places(position, cos, sin, texts_n2=document_texts(document_BT))
         if window is not None:
             oldest_T = (place_T - window + 1).clamp(min=0)
             first_BT = oldest_T[None] if first_BT is None else torch.maximum(first_BT, oldest_T)
         return Places(position, cos, sin, None if first_BT is None else visible(first_BT, end))
 
     def _one_by_one(self, document_BT: Tensor) -> bool:
-        """Whether documents are attended to one by one: on a CPU, unless layers are compiled, for which groups of
+        """Whether documents are attended to one by one: on a CPU, unless layers are compiled, for which texts of
         another size each time would be new shapes."""
         compiled = torch.compiler.is_compiling() or any(layer._compiled_call_impl is not None for layer in self.layers)
         return document_BT.device.type == "cpu" and not compiled

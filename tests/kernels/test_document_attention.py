@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.attention import attention_reference, document_starts, visible
-from luthier.kernels.document_attention import document_attention, document_groups
+from luthier.kernels.document_attention import document_attention, document_groups, document_texts
 
 ROWS = [
     [[5, 3], [4, 2, -2]],
@@ -32,7 +32,7 @@ def test_equal_to_the_mask(
     document = documents(lengths)
     mask, real = visible(document_starts(document), 8), (document >= 0)[:, :, None, None]
     within_budget(
-        lambda q, k, v: document_attention(q, k, v, document_groups(document)),
+        lambda q, k, v: document_attention(q, k, v, document_texts(document)),
         lambda q, k, v: attention_reference(q, k, v, mask) * real,
         [random(2, 8, H, 16), random(2, 8, K, 16, seed=1), random(2, 8, K, 16, seed=2)],
     )
@@ -41,7 +41,7 @@ def test_equal_to_the_mask(
 def test_every_token_is_in_one_group_and_padding_in_none() -> None:
     lengths = [[200, 20, 150, 140, 2], [512], [500, -12]]
     document = documents(lengths)
-    groups = document_groups(document)
+    groups = document_groups(document_texts(document))
     taken = torch.cat([group.take_nL[group.real_nL] for group in groups])
     assert torch.equal(taken.sort().values, (document.flatten() >= 0).nonzero()[:, 0])
     assert [sorted(group.real_nL.sum(1).tolist()) for group in groups] == [[500, 512], [150, 200], [140], [20], [2]]
@@ -52,7 +52,7 @@ def test_the_same_bits_twice(random: Callable[..., Tensor]) -> None:
 
     def slopes() -> list[Tensor]:
         given = [random(2, 96, 4, 16, seed=s).requires_grad_() for s in range(3)]
-        document_attention(given[0], given[1], given[2], document_groups(document)).square().sum().backward()
+        document_attention(given[0], given[1], given[2], document_texts(document)).square().sum().backward()
         return [x.grad for x in given if x.grad is not None]
 
     assert all(torch.equal(a, b) for a, b in zip(slopes(), slopes(), strict=True))
@@ -61,7 +61,7 @@ def test_the_same_bits_twice(random: Callable[..., Tensor]) -> None:
 def test_shapes_that_do_not_fit() -> None:
     q, k = torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 3, 8)
     with pytest.raises(ValueError, match="K a divisor of 4"):
-        document_attention(q, k, k, document_groups(torch.zeros(1, 4, dtype=torch.int64)))
+        document_attention(q, k, k, document_texts(torch.zeros(1, 4, dtype=torch.int64)))
 
 
 def test_only_on_a_cpu() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from luthier.kernels import processor
 from luthier.kernels import tiled_attention as module
-from luthier.kernels.attention import attention, attention_reference
+from luthier.kernels.attention import attention, attention_reference, document_starts, visible
+from luthier.kernels.document_attention import document_attention, document_texts
 from luthier.kernels.tiled_attention import fits, tiled_attention
 
 loops = pytest.importorskip("luthier.kernels.tiled_loops", reason="Numba is not installed")
@@ -47,6 +48,50 @@ def test_large_scores_from_any_layout(within_budget: Callable[..., None], random
         lambda q, k, v: attention_reference(q, k, v, scale=0.3),
         [20 * random(2, 140, 4, 32), random(2, 140, 2, 32, seed=1), random(2, 140, 2, 32, seed=2)],
     )
+
+
+DOCUMENTS = [[[130, 20], [1, 40, 100, -9]], [[70, 80], [-150]], [[150], [12, 13, 125]]]
+
+
+@pytest.mark.parametrize("lengths", DOCUMENTS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_documents_are_equal_to_the_mask(
+    lengths: list[list[int]],
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+    within_budget: Callable[..., None],
+    random: Callable[..., Tensor],
+) -> None:
+    if threads == 2 and module._openmp() is None:
+        pytest.skip("this PyTorch has another OpenMP")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    taken: list[int] = []
+    monkeypatch.setattr(module, "_run", lambda *given, run=module._run: (taken.append(1), run(*given)))
+    runs = [[torch.full((abs(n),), i if n > 0 else -1) for i, n in enumerate(row)] for row in lengths]
+    document = torch.stack([torch.cat(row) for row in runs])
+    mask, real = visible(document_starts(document), 150), (document >= 0)[:, :, None, None]
+    within_budget(
+        lambda q, k, v: document_attention(q, k, v, document_texts(document)),
+        lambda q, k, v: attention_reference(q, k, v, mask) * real,
+        [random(2, 150, 6, 32), random(2, 150, 3, 32, seed=1), random(2, 150, 3, 32, seed=2)],
+    )
+    assert taken
+
+
+def test_a_document_spoils_no_other(random: Callable[..., Tensor]) -> None:
+    """Tiles read beyond a text's end what a longer one left there."""
+    given = [random(1, 150, 2, 32, seed=s).requires_grad_() for s in range(3)]
+    texts = torch.tensor([[0, 100], [100, 50]])
+
+    def slopes() -> list[Tensor]:
+        out = tiled_attention(given[0], given[1], given[2], scale=0.3, texts_n2=texts)
+        return [x[:, 100:] for x in (out, *torch.autograd.grad(out.square().sum(), given))]
+
+    expected = slopes()
+    with torch.no_grad():
+        for x in given:
+            x[:, :100] = torch.nan
+    assert all(torch.equal(a, b) for a, b in zip(slopes(), expected, strict=True))
 
 
 def test_what_comes_later_spoils_nothing(random: Callable[..., Tensor]) -> None:
