@@ -153,7 +153,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        given = (*gradients, *ctx.saved_tensors)
+        given: Any = (*gradients, *ctx.saved_tensors)
         if torch.compiler.is_compiling():
             return *_closed_backward(*given, ctx.scale), None, None
         return *_backward(*given, ctx.texts_n2, ctx.scale), None, None

@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from typing import Any, cast
 
@@ -34,19 +35,39 @@ from luthier.kernels.processor import ways
 __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
 
 FIRST_SCALE, GROWS_AFTER = 2.0**16, 2000
+GAIN = 1.2  # of a product by all cores over one: a step gains less
 LONG_RUN = 500  # steps from which compiling on a card pays for itself
 
 each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
 
 
 def use_machine(threads: int) -> None:
-    """Threads as asked for (0: OMP_NUM_THREADS, or the cores this process may use), and freed memory kept."""
+    """Threads as asked for (0: OMP_NUM_THREADS, or all cores if they beat one), and freed memory kept."""
     from luthier.core.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and asked != "0" else cores) or 1)
+    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and asked != "0" else faster_threads()))
+
+
+@cache
+def faster_threads() -> int:
+    """All cores this process may use, or one where a product is hardly faster with all: where another program holds a
+    core, the thread on it keeps the others waiting. Looked at once in a process, and said."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1:
+        return 1
+    speeds = {}
+    for count in (1, cores):
+        torch.set_num_threads(count)
+        speeds[count] = matmul_speed(torch.device("cpu"), products=9)
+    best = cores if speeds[cores] >= GAIN * speeds[1] else 1
+    others = "" if best > 1 else ": other programs compute here; --threads says otherwise"
+    say(
+        f"  threads      {best}: a product takes {speeds[cores] / 1e9:,.0f} GFLOP/s with {cores}, "
+        f"{speeds[1] / 1e9:,.0f} with one{others}"
+    )
+    return best
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -141,14 +162,14 @@ def rescale(scale: float, good: int, finite: bool) -> tuple[float, int]:
 # ---------------------------------------------------------------- how fast, how much
 
 
-def matmul_speed(device: torch.device, precision: Precision = "fp32") -> float:
-    """The most this machine can do, in FLOP/s: the best of three products of square matrices."""
+def matmul_speed(device: torch.device, precision: Precision = "fp32", products: int = 3) -> float:
+    """The most this machine can do, in FLOP/s: the best of so many products of square matrices."""
     cuda = device.type == "cuda"
     size = 8192 if cuda else 768
     kind = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
     a = torch.ones(size, size, device=device, dtype=kind if cuda else torch.float32)
     best = float("inf")
-    for _ in range(3):
+    for _ in range(products):
         start = time.perf_counter()
         b: Tensor = a @ a
         if cuda:

@@ -98,6 +98,7 @@ def finetune(
     """
     from luthier.core.training.adapters import check_adapters
     from luthier.core.training.examples import read_pairs, read_wordings
+    from luthier.core.training.execution import use_machine
     from luthier.core.training.parallel import start_workers
     from luthier.core.training.runs import settings, write_run
     from luthier.models.checkpoints import hub_folder
@@ -128,6 +129,7 @@ def finetune(
     with quiet_unless(workers.main), memory_told(config):
         if not workers.main:  # its folder is made by the main process, which also writes it
             workers.wait()
+            use_machine(config.threads)
             return _run(work, config, model, found, replay, spelling, loss_of, workers)
         with work:
             given = {"model": model, "data": data, "replay": replay, "tokenizer": tokenizer}
@@ -181,7 +183,6 @@ def prepare(
     import torch
 
     from luthier.core.training.adapters import adapt
-    from luthier.core.training.execution import use_machine
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.runs import check_context, check_held_out, open_base, sampler
@@ -189,7 +190,6 @@ def prepare(
     from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
 
-    use_machine(config.threads)
     workers = workers or Workers()
     tokenizer, model = _tokenizer(spelling, config), open_base(folder, spelling)
     if config.objective != "dpo":  # before a card gets the weights: it may hold them in four bits only

@@ -50,8 +50,8 @@ class LoopConfig:
     wandb: str = ""
     """Name of a Weights & Biases project to send the curve to (pip install wandb; `wandb login` first)."""
     threads: int = 0
-    """CPU threads; 0: OMP_NUM_THREADS, or all cores. Another number gives another rounding, so that a resumed run takes
-    its checkpoint's."""
+    """CPU threads; 0: OMP_NUM_THREADS, or all cores if a product is faster with them than with one. Another number
+    gives another rounding, so that a resumed run takes its checkpoint's."""
     allow_inexact: bool = False
     """Go on from a checkpoint although threads, compiling, kernels, number of processes or PyTorch differ: the result
     is then equal up to rounding only."""

@@ -83,6 +83,7 @@ def pretrain(
     saved beside the weights (left out: the base's). `plan` only says what would be done and whether it fits. Raises
     ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
     """
+    from luthier.core.training.execution import use_machine
     from luthier.core.training.parallel import start_workers
     from luthier.models.checkpoints import hub_folder
 
@@ -98,10 +99,12 @@ def pretrain(
     workers = start_workers(config.parallel)
     with quiet_unless(workers.main), memory_told(config):
         if plan:
+            use_machine(config.threads)
             say_plan(prepare(config, given), config)
             return PretrainSummary(Path(out))
         if not workers.main:  # its folder is made by the main process, which also writes it
             workers.wait()
+            use_machine(config.threads)
             return _run(work, config, given, workers)
         with work:
             write_run(work.folder, "pretrain", config, asdict(given))
@@ -180,7 +183,6 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
 
     from luthier.core.data.shards import open_shards
     from luthier.core.training.batches import pack
-    from luthier.core.training.execution import use_machine
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.schedules import learning_rate_factor
@@ -189,7 +191,6 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     from luthier.models.transformer import Transformer
     from luthier.tokenizers.formats import load_tokenizer
 
-    use_machine(config.threads)
     workers = workers or Workers()
     train = [open_shards(folder, "train") for folder in given.shards]
     if given.base is not None:

@@ -78,12 +78,14 @@ class Run:
 
 def open_run(folder: Path) -> Run:
     """The run whose folder this is, finished or not. InputError if its inputs are gone or changed."""
+    from luthier.core.training.execution import use_machine
     from luthier.core.training.runs import RUN
 
     folder = _home(Path(folder), RUN)
     about = read_json(folder / RUN)
     _same_inputs(folder, about)
     threads = next((read_json(p / "state.json")["threads"] for p in checkpoints_of(folder).values()), about["threads"])
+    use_machine(threads)
     stage = import_module(f"luthier.core.training.{about['stage']}")
     kinds = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["config"].items()}

@@ -96,8 +96,8 @@ def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> N
 
     from luthier.core.training.execution import use_machine
 
-    use_machine(config.threads)
     before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    use_machine(config.threads or before.get("threads", 0))
     processes = max(before.get("processes", 1), int(os.environ.get("WORLD_SIZE", "1")))
     kept = {"threads": before.get("threads", torch.get_num_threads()), "id": before.get("id", uuid.uuid4().hex[:8])}
     paths = {name: _absolute(value) for name, value in given.items()}
