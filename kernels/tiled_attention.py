@@ -153,10 +153,10 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        given: Any = (*gradients, *ctx.saved_tensors)
+        q, k, v, lse = ctx.saved_tensors
         if torch.compiler.is_compiling():
-            return *_closed_backward(*given, ctx.scale), None, None
-        return *_backward(*given, ctx.texts_n2, ctx.scale), None, None
+            return *_closed_backward(gradients[0], q, k, v, lse, ctx.scale), None, None
+        return *_backward(gradients[0], q, k, v, lse, ctx.texts_n2, ctx.scale), None, None
 
 
 def tiled_attention(
