@@ -79,7 +79,8 @@ class Command:
     """Only training: most seconds of one run of quality; one that has not reached the loss by then is not equal. 0:
     half an hour."""
     save: bool = False
-    """Also write the JSON to docs/benchmarks/WHAT-HARDWARE-MONTH.json."""
+    """Keep the result in docs/benchmarks/, beside what this machine gave before in this month and was not measured
+    again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,23 +81,50 @@ def _commit() -> str:
 
 
 def save(result: dict[str, Any]) -> Path:
-    """Write the document to docs/benchmarks/ and return its path."""
+    """Write the document to docs/benchmarks/ and return its path. Rows that this machine and these versions gave in the
+    same month and that were not measured again stay; `pieces` then says which group was measured when."""
     from luthier.core.artifacts import write_json
 
     name = f"{result['bench']}-{_slug(_hardware(result) or platform.machine())}-{time.strftime('%Y-%m')}.json"
     path = Path("docs/benchmarks") / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    before = read(path, result["bench"]) if path.is_file() else {}
+    same = before.get("versions") == result["versions"] and _hardware(before) == _hardware(result)
+    write_json(path, _joined(before, result) if same else result)
     return path
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    again = {_case(row) for row in new["rows"]}
+    kept = [row for row in old["rows"] if _case(row) not in again]
+    groups = {row["group"] for row in kept}
+    pieces = [{**p, "groups": [g for g in p["groups"] if g in groups]} for p in old.get("pieces", [_piece(old)])]
+    return {**new, "rows": kept + new["rows"], "pieces": [*(p for p in pieces if p["groups"]), _piece(new)]}
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What a row measured, without the result that some cases have in their names."""
+    return row["group"], re.sub(r"( \(ours .*|, \d+ seeds: .*)$", "", row["case"]), row["metric"]
+
+
+def _piece(result: dict[str, Any]) -> dict[str, Any]:
+    about = {name: result[name] for name in ("commit", "time", "threads")}
+    return {
+        "groups": list(dict.fromkeys(r["group"] for r in result["rows"])),
+        **about,
+        "load": result["machine"]["load"],
+    }
 
 
 def _hardware(result: dict[str, Any]) -> str:
     """What ran: the card where there was one."""
-    return result["machine"].get("gpu") or result["machine"]["cpu"]
+    machine = result.get("machine", {})
+    return machine.get("gpu") or machine.get("cpu", "")
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A part of a file name, without what every processor's name has: intel-xeon."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b", "", name.lower())).strip("-")
 
 
 def read(file: Path, bench: str) -> dict[str, Any]:

@@ -192,3 +192,32 @@ def test_reading_a_saved_result(tmp_path):
     assert report.read(tmp_path / "a.json", "b") == result == report.read(tmp_path / "b.txt", "b")
     with pytest.raises(InputError, match="no result of luthier bench kernels"):
         report.read(tmp_path / "a.json", "kernels")
+
+
+def test_a_saved_part_keeps_the_others(tmp_path, monkeypatch):
+    """What was not measured again stays, with its commit; another machine's or other versions' does not."""
+    monkeypatch.chdir(tmp_path)
+
+    def result(commit, *cases, torch="1"):
+        rows = [{"group": g, "case": case, "metric": "s", "ours": n} for g, case, n in cases]
+        machine = {"cpu": "Intel(R) Xeon(R) Processor", "load": 0.1}
+        about = {"bench": "b", "machine": machine, "versions": {"torch": torch}, "threads": {}, "time": "now"}
+        return {**about, "commit": commit, "rows": rows}
+
+    path = report.save(result("a", ("speed", "one", 1), ("speed", "two", 1), ("quality", "x, 3 seeds: -1 to +2", 1)))
+    assert path.name.startswith("b-intel-xeon-2")
+    report.save(result("b", ("speed", "two", 2), ("quality", "x, 10 seeds: +0 to +2", 2)))
+    found = json.loads(path.read_text())
+    assert [(row["case"], row["ours"]) for row in found["rows"]] == [
+        ("one", 1),
+        ("two", 2),
+        ("x, 10 seeds: +0 to +2", 2),
+    ]
+    assert [(piece["commit"], piece["groups"]) for piece in found["pieces"]] == [
+        ("a", ["speed"]),
+        ("b", ["speed", "quality"]),
+    ]
+    report.save(result("c", ("memory", "one", 3)))
+    assert [piece["commit"] for piece in json.loads(path.read_text())["pieces"]] == ["a", "b", "c"]
+    report.save(result("d", ("memory", "one", 4), torch="2"))
+    assert [row["ours"] for row in json.loads(path.read_text())["rows"]] == [4]
