@@ -46,7 +46,7 @@ class Curves:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=0 if start else None)
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=0)
         if config.wandb:
             import wandb  # pyright: ignore[reportMissingImports]
 

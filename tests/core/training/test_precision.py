@@ -13,6 +13,7 @@ import torch
 
 from luthier.core.data.shards import open_shards, write_shards
 from luthier.core.errors import ConfigError
+from luthier.core.training.curves import Curves
 from luthier.core.training.execution import FIRST_SCALE, has_compiler, kernels_said, rescale
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import AdamW
@@ -159,6 +160,26 @@ def test_tensorboard_gets_the_curve(shards, tmp_path):
     events.Reload()
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "m").tolist(), rel=1e-6)
     assert [e.step for e in events.Scalars("validation_loss")] == [0, 10, 20]
+
+
+def test_tensorboard_gets_a_step_once_though_a_run_begins_anew(shards, tmp_path, monkeypatch):
+    """The first start dies at step 5, before any checkpoint; what TensorBoard had by then lies on the disk."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(CONFIG, tensorboard=True)
+    with monkeypatch.context() as dies, pytest.raises(KeyboardInterrupt):
+        write = Curves.write
+        dies.setattr(Curves, "write", lambda *a: _raise(KeyboardInterrupt) if a[1]["step"] == 5 else write(*a))
+        pretrain(shards, tmp_path / "m", config)
+    assert not list((tmp_path / ".m.building").glob("step-*"))
+    pretrain(shards, tmp_path / "m", config)
+    events = accumulator.EventAccumulator(str(tmp_path / "m" / "tensorboard"))
+    events.Reload()
+    assert len(list((tmp_path / "m" / "tensorboard").iterdir())) == 2
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 21))
+
+
+def _raise(error: type[BaseException]) -> None:
+    raise error
 
 
 def test_wandb_gets_the_curve_and_knows_a_run_that_goes_on(shards, tmp_path, monkeypatch):
