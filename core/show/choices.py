@@ -1,4 +1,5 @@
-"""How a run computes: what was decided at its start, is stored in its checkpoints and kept when it goes on."""
+"""How a run computes: what was decided at its start, is stored in run.json and its checkpoints and kept when it goes
+on."""
 
 from __future__ import annotations
 
@@ -15,9 +16,8 @@ def show_choices(folder: Path) -> None:
 
     run, found = read_json(folder / "run.json"), newest(folder)
     state = read_json(found / STATE) if found is not None and (found / STATE).is_file() else {}
-    made = {name: run[name] for name in ("threads", "processes") if name in run} | {
-        name: state[name] for name in CHOICES if name in state
-    }
+    known = run | run.get("choices", {}) | state
+    made = {name: known[name] for name in CHOICES if name in known}
     made.pop("micro_batch", None)
     where = f"step {state['step']:,}, kept by {found.name}" if state and found is not None else "kept in run.json"
     print(f"\ncomputed with ({where}):")

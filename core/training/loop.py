@@ -57,6 +57,7 @@ from luthier.core.training.execution import (
 )
 from luthier.core.training.loop_config import LoopConfig
 from luthier.core.training.parallel import Workers
+from luthier.core.training.runs import write_choices
 
 __all__ = ["Fitted", "fit", "is_spike", "next_token_loss", "trained_tokens"]
 
@@ -153,6 +154,8 @@ def fit(
     with workers.main_first():
         recover(folder)
     made = _choices(folder, model, config, steps, micro_batch)
+    if workers.main:
+        write_choices(folder, made)
     prepare_model(model, config, made)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     at = _resume(folder, model, optimizers, config)

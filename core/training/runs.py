@@ -33,6 +33,7 @@ __all__ = [
     "save",
     "settings",
     "threads_said",
+    "write_choices",
     "write_run",
 ]
 
@@ -103,6 +104,12 @@ def write_run(folder: Path, stage: str, config: Any, given: dict[str, Any]) -> N
     paths = {name: _absolute(value) for name, value in given.items()}
     about = {"stage": stage, "config": asdict(config), **kept, "processes": processes, "given": paths}
     write_json(folder / RUN, about)
+
+
+def write_choices(folder: Path, made: dict[str, Any]) -> None:
+    """How the run computes since its last start, into run.json, where there is one: checkpoints may be deleted."""
+    if (folder / RUN).is_file():
+        write_json(folder / RUN, {**read_json(folder / RUN), "choices": made})
 
 
 def _absolute(value: Any) -> Any:

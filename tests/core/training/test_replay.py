@@ -15,7 +15,7 @@ from luthier.core.errors import InputError, TrainingError
 from luthier.core.show.show import show
 from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.core.training.pretrain import PretrainConfig, pretrain
-from luthier.core.training.replay import open_run, replay
+from luthier.core.training.replay import checkpoints_of, open_run, replay
 from luthier.core.training.runs import settings, write_run
 from luthier.core.training.tracing import trace
 from luthier.core.training.verify import verify
@@ -146,6 +146,17 @@ def test_a_run_remembers_the_most_processes(tmp_path):
     write_json(tmp_path / "run.json", {"processes": 2})
     write_run(tmp_path, "pretrain", PretrainConfig(), {})
     assert json.loads((tmp_path / "run.json").read_text())["processes"] == 2
+
+
+def test_a_finished_run_without_checkpoints_says_how_it_was_computed(place, tmp_path, capsys):
+    pretrain(place / "shards", tmp_path / "m", replace(CONFIG, keep="last"), tokenizer=place / "tokenizer")
+    about = json.loads((tmp_path / "m" / "run.json").read_text())
+    assert not checkpoints_of(tmp_path / "m") and about["threads"] == about["choices"]["threads"] == 1
+    show(tmp_path / "m")
+    told = capsys.readouterr().out
+    assert "kept in run.json" in told and f"torch        {torch.__version__}" in told
+    assert f"kernels      {about['choices']['kernels']}" in told
+    assert verify(tmp_path / "m").equal
 
 
 def test_a_changed_weight_is_found(place, tmp_path):
