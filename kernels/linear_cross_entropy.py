@@ -146,7 +146,10 @@ def _blocks(
         if dx is not None:
             dx[block] = linear(dz, weight.T)
         if need[1]:
-            dW = dz.T @ x[block] if dW is None else dW.addmm_(dz.T, x[block])
+            if dW is None:  # into room of its dtype, which autocast leaves alone
+                dW = torch.mm(dz.T, x[block], out=torch.empty_like(weight))
+            else:
+                dW.addmm_(dz.T, x[block])
         del dz  # before the next block's logits are made
     return loss, dx, torch.zeros_like(weight) if need[1] and dW is None else dW
 

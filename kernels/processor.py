@@ -63,10 +63,10 @@ def _intel_avx512() -> bool:
 
 @cache
 def compiled(name: str) -> Any:
-    """A module of compiled loops, or None without Numba."""
+    """A module of compiled loops, or None without Numba, or without a folder where it may keep them."""
     try:
         return import_module(f"luthier.kernels.{name}")
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
 
 

@@ -95,7 +95,7 @@ class _Loops(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         h, weight, r = ctx.saved_tensors
         dy, dh = (g.contiguous() for g in gradients) if ctx.add else (gradients[0].contiguous(), None)
-        dx, dg = torch.empty(h.shape), torch.empty(weight.shape)
+        dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
         arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
         compiled("row_loops").rms_norm_back(_rows(h), _line(weight), _line(r), *arrays, _line(dg))
         return dx, dx if ctx.add else None, dg, None
@@ -112,8 +112,9 @@ def _line(x: Tensor) -> Any:
 
 def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and r by row_loops.py; h is x where there is no residual."""
-    x, y = x.contiguous(), torch.empty(x.shape)
-    h, r = x if residual is None else torch.empty(x.shape), torch.empty(x.numel() // x.shape[-1])
+    x = x.contiguous()
+    h, y = x if residual is None else torch.empty_like(x), torch.empty_like(x)
+    r = torch.empty_like(x[..., 0], memory_format=torch.contiguous_format).flatten()
     other = None if residual is None else _rows(residual.contiguous())
     compiled("row_loops").rms_norm(_rows(x), other, _line(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
     return y, h, r

@@ -123,7 +123,7 @@ def _in_one_pass(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     *rows, H, D = x.shape
     cos, sin = (t if t.dim() == 2 else t.expand(*rows, D // 2) for t in (cos, sin))
     tables = [t.contiguous().view(-1, D // 2).numpy() for t in (cos, sin)]
-    out = torch.empty(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x3, out3 = x.contiguous().view(-1, H, D).numpy(), out.view(-1, H, D).numpy()
     compiled("row_loops").rope(x3, *tables, np.float32(-1 if back else 1), out3)
     return out

@@ -57,7 +57,7 @@ _power: Any = _intrinsic_power
 
 @plain
 def _exp(x):
-    x = min(max(x, f(-87)), f(88))
+    x = min(max(x, f(-87)), f(89))  # from 88.4 on it is infinite
     rounded = x * PER_LN2 + ROUNDS
     n = rounded - ROUNDS
     r = x - n * LN2_HIGH - n * LN2_LOW

@@ -74,7 +74,7 @@ class _Loops(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        y = torch.empty(gate.shape)
+        y = torch.empty_like(gate)
         compiled("row_loops").swiglu(_flat(gate), _flat(up), _flat(y))
         return y
 
@@ -82,7 +82,7 @@ class _Loops(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        dy, da, db = gradients[0].contiguous(), torch.empty(gate.shape), torch.empty(gate.shape)
+        dy, da, db = gradients[0].contiguous(), torch.empty_like(gate), torch.empty_like(gate)
         compiled("row_loops").swiglu_back(*map(_flat, (gate, up, dy, da, db)))
         return da, db
 

@@ -63,8 +63,8 @@ def _openmp() -> tuple[Any, int, int] | None:
     except (OSError, StopIteration, AttributeError):
         return None
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value
-    return (run, *tiled_loops().shares(number or 0))
+    asked = (library.omp_get_thread_num, library.omp_get_num_threads)
+    return (run, *tiled_loops().shares(*(ctypes.cast(one, ctypes.c_void_p).value or 0 for one in asked)))
 
 
 def _threads_fit() -> bool:
@@ -93,8 +93,8 @@ def _rows(q: Tensor, texts_n2: Tensor | None) -> tuple[npt.NDArray[np.int64], An
     """The texts, by default each row of q, and what makes room for what is known of them: of tokens in none, zeros."""
     B, T = q.shape[:2]
     if texts_n2 is None:
-        return np.array([[b * T, T] for b in range(B)], np.int64), torch.empty
-    return np.ascontiguousarray(texts_n2.numpy(), np.int64), torch.zeros
+        return np.array([[b * T, T] for b in range(B)], np.int64), q.new_empty
+    return np.ascontiguousarray(texts_n2.numpy(), np.int64), q.new_zeros
 
 
 def _flat(*tensors: Tensor) -> list[Tensor]:

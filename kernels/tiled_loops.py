@@ -40,7 +40,7 @@ ROWS, WIDE, REGISTER = 12, 32, 16
 BACK = 2 * ROWS  # queries at a time in the backward pass, where they are the short side of a product
 PANEL = 4 * WIDE  # bytes of a line of a panel
 LOG2E, LN2 = f(1.4426950408889634), f(0.6931471805599453)
-ROUNDS, LOWEST, HIDDEN, ZERO, ONE = f(1.5 * 2**23), f(-126), f(-1e30), f(0), f(1)
+ROUNDS, LOWEST, HIDDEN, ZERO, ONE = f(1.5 * 2**23), f(-126), f(-3.4028235e38), f(0), f(1)
 # 2^r for |r| ≤ 1/2 (Moshier's Cephes, exp2f)
 E1, E2, E3 = f(6.931472028550421e-1), f(2.402264791363012e-1), f(5.550332471162809e-2)
 E4, E5, E6 = f(9.618437357674640e-3), f(1.339887440266574e-3), f(1.535336188319500e-4)
@@ -388,6 +388,7 @@ def _memory_intrinsic(typing: Any, address: Any) -> Any:
 
 _memory: Any = _memory_intrinsic
 _thread: Any = types.ExternalFunction("omp_get_thread_num", types.int32())
+_threads: Any = types.ExternalFunction("omp_get_num_threads", types.int32())  # one, where no second is to be had
 
 
 def _forward_share(data):
@@ -397,7 +398,7 @@ def _forward_share(data):
     texts, scale = carray(_memory(x[5]), (n, 2), np.int64), carray(_memory(x[6]), (1,), f)[0]
     q, out = carray(_memory(x[7]), (N, H, D), f), carray(_memory(x[10]), (N, H, D), f)
     k, v = carray(_memory(x[8]), (N, K, D), f), carray(_memory(x[9]), (N, K, D), f)
-    forward(texts, q, k, v, scale, out, carray(_memory(x[11]), (N, H), f), _thread(), 2)
+    forward(texts, q, k, v, scale, out, carray(_memory(x[11]), (N, H), f), _thread(), _threads())
 
 
 def _backward_share(data):
@@ -409,14 +410,16 @@ def _backward_share(data):
     k, v = carray(_memory(x[9]), (N, K, D), f), carray(_memory(x[10]), (N, K, D), f)
     lse, dq = carray(_memory(x[11]), (N, H), f), carray(_memory(x[12]), (N, H, D), f)
     dk, dv = carray(_memory(x[13]), (N, K, D), f), carray(_memory(x[14]), (N, K, D), f)
-    backward(texts, dout, q, k, v, lse, scale, dq, dk, dv, _thread(), 2)
+    backward(texts, dout, q, k, v, lse, scale, dq, dk, dv, _thread(), _threads())
 
 
-def shares(thread_number: int) -> tuple[int, int]:
-    """The addresses of `forward` and `backward` for two threads of the OpenMP whose omp_get_thread_num stands there."""
+def shares(thread_number: int, thread_count: int) -> tuple[int, int]:
+    """The addresses of `forward` and `backward` for the threads of the OpenMP whose omp_get_thread_num and
+    omp_get_num_threads stand there."""
     from llvmlite import binding
 
     binding.add_symbol("omp_get_thread_num", thread_number)
+    binding.add_symbol("omp_get_num_threads", thread_count)
     made: list[Any] = [cfunc(types.void(types.voidptr), cache=True)(one) for one in (_forward_share, _backward_share)]
     _kept.extend(made)  # the code lives as long as they do
     return made[0].address, made[1].address

@@ -216,11 +216,16 @@ class Word2Vec:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that training goes on from: to be given to `restore` of one with the same text and settings."""
-        numbers = {"done": self.done, "pairs": self.pairs, "losses": self.losses}
+        numbers = {"done": self.done, "pairs": self.pairs, "losses": self.losses, "order": 1}
         return {"table": self.table, **{name: np.array(value) for name, value in numbers.items()}}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state. Raises VectorsError for one of another size."""
+        """Go on from a saved state. Raises VectorsError for one of another size, or from before epochs had orders."""
+        if "order" not in state:
+            raise VectorsError(
+                "this training was begun by an earlier luthier, which took the text's pieces in another order\n"
+                "Begin it anew: --overwrite"
+            )
         if state["table"].shape != self.table.shape:
             raise VectorsError(f"a state of shape {state['table'].shape} does not fit a table of {self.table.shape}")
         self.table[:] = state["table"]
@@ -263,7 +268,8 @@ def train_word2vec(
     """Learn vectors from beginning to end: arguments as of `Word2Vec` and `Word2VecSettings`."""
     training = Word2Vec(rows, offsets, counts, Word2VecSettings(**settings), tokens, kernel)
     training.train(report)
-    return Trained(training.vectors, training.contexts, training.losses, training.pairs)
+    # A copy, or the buckets of n-grams would live as long as it
+    return Trained(training.vectors, training.contexts.copy(), training.losses, training.pairs)
 
 
 # ---------------------------------------------------------------- tables

@@ -79,8 +79,8 @@ class Command:
     """Only training: most seconds of one run of quality; one that has not reached the loss by then is not equal. 0:
     half an hour."""
     save: bool = False
-    """Keep the result in docs/benchmarks/, beside what this machine gave before in this month and was not measured
-    again."""
+    """Keep the result in docs/benchmarks/WHAT-HARDWARE-MONTH.json; rows that are there and were not measured again
+    stay."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

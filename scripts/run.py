@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     done = run_project(command.project)
     print(f"\n{command.project} is up to date after {duration(sum(done.seconds.values()))}.")
-    print(f"  report: {command.project / 'build' / 'evaluation' / 'report.html'}")
-    print(f"  chat:   luthier chat {command.project}")
+    build = command.project / "build"
+    if (report := build / "evaluation" / "report.html").is_file():
+        print(f"  report: {report}")
+    if any((build / name / "manifest.json").is_file() for name in ("tuned", "index")):
+        print(f"  chat:   luthier chat {command.project}")
     return 0
 
 

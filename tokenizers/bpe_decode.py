@@ -103,7 +103,7 @@ class Decoder:
 
 
 def _whole_numbers(ids: list[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The ids as int32 or int64 that may be written to: the loops below are compiled for these two and no more."""
+    """The ids as int32 or int64: the loops below are compiled for these two and no more."""
     if isinstance(ids, list):
         # The fastest way from Python's numbers to the processor's; a fraction is a TypeError.
         return np.frombuffer(array("I", ids), np.int32)
@@ -111,8 +111,7 @@ def _whole_numbers(ids: list[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     if ids.ndim != 1 or kind.kind not in "iu":
         raise TokenIdError(f"ids are whole numbers in a row, not {kind} in {ids.ndim} dimensions")
     small = kind.itemsize < 4 or (kind.itemsize == 4 and kind.kind == "i")
-    numbers = np.ascontiguousarray(ids, np.int32 if small else np.int64)
-    return numbers if numbers.flags.writeable else numbers.copy()
+    return np.ascontiguousarray(ids, np.int32 if small else np.int64)
 
 
 @_code.outer

@@ -132,9 +132,9 @@ class Compiled:
         return ctypes.cast(self.taking(words_of(*arguments)[0]), ctypes.c_void_p).value or 0
 
     def is_kept(self) -> bool:
-        """Whether this machine has code of this function on disk."""
+        """Whether code of this function, as it is now, is on disk."""
         source = self._code.file
-        return any(_folder(source).glob(f"{source.stem}.{self.function.__name__}.*.o"))
+        return any(_folder(source).glob(f"{source.stem}.{self.function.__name__}.{_digest(_source(source))[:12]}.*.o"))
 
     def _learn(self, kinds: Kinds) -> Any:
         with _at_work:
@@ -214,7 +214,8 @@ def kept(source: Path, name: str, facts: Any, make: Callable[[], bytes]) -> byte
     _keep(file, hashlib.sha256(data).digest() + data)
     for old in file.parent.glob(f"{source.stem}.{name}.*.o"):
         if f".{made_of}." not in old.name:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):
+                old.unlink()
     return data
 
 
@@ -258,7 +259,10 @@ def _folder(source: Path) -> Path:
     beside = source.parent / "__pycache__"
     if os.access(beside if beside.is_dir() else source.parent, os.W_OK):
         return beside
-    return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier") / "code"
+    try:
+        return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier") / "code"
+    except RuntimeError:  # a user without a home: what is compiled is not kept
+        return Path(os.devnull)
 
 
 def _keep(file: Path, data: bytes) -> None:
@@ -282,6 +286,8 @@ def _compile(function: Any, kinds: Kinds) -> bytes:
     from numba import config, njit, types
     from numba.core.codegen import get_host_cpu_features
 
+    if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set, and these loops do not run as plain Python: unset it")
     given, signature = _arguments(kinds)
     function.compile(signature)
     nothing = function.overloads[signature].signature.return_type is types.none
@@ -382,10 +388,10 @@ def _arguments(kinds: Kinds) -> tuple[Any, Any]:
 
 # Rows of ELF's tables (elf(5)), and the numbers that mean something here
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")  # name, kind, flags, address, offset, size, link, info, alignment, entry
-KIND, OFFSET, SIZE, LINK, INFO = 1, 4, 5, 6, 7
+KIND, FLAGS, OFFSET, SIZE, LINK, INFO = 1, 2, 4, 5, 6, 7
 _SYMBOL: Final = struct.Struct("<IBBHQQ")  # name, info, other, section, value, size
 _RELOCATION: Final = struct.Struct("<QQq")  # place, symbol << 32 | kind, what is to be added
-_CODE_OR_DATA, _SYMBOLS, _RELOCATIONS, _COMMON, _ADDRESS = 1, 2, 4, 0xFFF2, 1
+_CODE_OR_DATA, _SYMBOLS, _RELOCATIONS, _COMMON, _ADDRESS, _LOADED = 1, 2, 4, 0xFFF2, 1, 2
 _in_memory: list[Any] = []  # for as long as the process lives
 
 
@@ -419,7 +425,7 @@ def _link_here(data: bytes) -> tuple[int, int]:
 
     for section in sections:
         target = sections[section[INFO]] if section[KIND] == _RELOCATIONS else None
-        if target is None or target[KIND] != _CODE_OR_DATA:  # or it is for debuggers
+        if target is None or target[KIND] != _CODE_OR_DATA or not target[FLAGS] & _LOADED:  # it is for debuggers
             continue
         for place, kind, addend in _rows(_RELOCATION, data, section[OFFSET], section[SIZE]):
             if kind & 0xFFFFFFFF != _ADDRESS:

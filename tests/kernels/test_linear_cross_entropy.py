@@ -181,3 +181,14 @@ def test_triton(
     within_budget(*both({"reduction": "none"}, labels, impl="triton"), inputs)
     # A sum over few rows, each off by the rounding of its logits, may be right by luck.
     within_budget(*both({}, labels, impl="triton"), inputs, floor=1e-5 if dtype.itemsize == 4 else 0.1)
+
+
+def test_several_blocks_under_autocast() -> None:
+    """Autocast casts some operations and not those in place."""
+    x, weight = torch.randn(600, 32, requires_grad=True), torch.randn(9000, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        linear_cross_entropy(x, weight, torch.arange(600))[0].backward()
+    expected = torch.nn.functional.cross_entropy(x @ weight.T, torch.arange(600))
+    slope = torch.autograd.grad(expected, weight)[0]
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert float((weight.grad - slope).abs().max() / slope.abs().max()) < 0.02

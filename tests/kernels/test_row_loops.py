@@ -123,3 +123,39 @@ def test_without_numba() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_not_asked(default: torch.dtype) -> None:
+    x, weight, angle = torch.randn(1024, 64), torch.ones(64), torch.randn(1024, 32)
+    x4 = x.view(1, 1024, 1, 64)
+
+    def made() -> list[Tensor]:
+        given = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+        out = swiglu(given[0], rms_norm(given[1], weight, 1e-6))
+        return [out, *torch.autograd.grad(out.square().sum(), given), rope(x4, angle.cos(), angle.sin())]
+
+    expected, before = made(), torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = made()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gates_far_below_zero() -> None:
+    a = torch.tensor([-1e38, -3e38, -200.0, -89.0, -torch.inf, torch.nan, 1e38]).repeat(8192).requires_grad_()
+    found = swiglu(a, torch.ones_like(a))
+    expected = torch.nn.functional.silu(a)
+    ours, theirs = (torch.autograd.grad(x.sum(), a)[0][:7] for x in (found, expected))
+    assert torch.allclose(found[:7], expected[:7], atol=1e-30, equal_nan=True)
+    assert torch.allclose(ours, theirs, atol=1e-30, equal_nan=True)
+
+
+def test_without_a_folder_for_what_is_compiled_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> None:
+        raise RuntimeError(f"cannot cache function: no locator available for {name}")
+
+    monkeypatch.setattr(processor, "import_module", nowhere)
+    assert processor.compiled.__wrapped__("row_loops") is None

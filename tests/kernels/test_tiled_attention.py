@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -180,3 +183,27 @@ def test_a_processor_is_known_by_its_make(
     monkeypatch.setattr(processor, "Path", Facts)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert said in processor.ways() and processor.ways().startswith(f"{capability}: products by ")
+
+
+FEWER = """
+import torch
+from luthier.kernels import processor, tiled_attention as module
+module.tiled_loops = lambda: processor.compiled("tiled_loops")
+torch.set_num_threads(2)
+q, k, v = torch.randn(1, 256, 4, 32), torch.randn(1, 256, 2, 32), torch.randn(1, 256, 2, 32)
+assert module._openmp() is not None
+found = module.tiled_attention(q, k, v, scale=0.3)
+torch.set_num_threads(1)
+assert torch.equal(found, module.tiled_attention(q, k, v, scale=0.3))
+"""
+
+
+@pytest.mark.skipif(module._openmp() is None, reason="this PyTorch has another OpenMP")
+def test_where_there_is_no_second_thread_the_first_does_all() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", FEWER], env=environment, check=True, timeout=300)
+
+
+def test_scores_far_below_all_others() -> None:
+    q, k, v = torch.full((1, 4, 1, 32), 1e18), torch.full((1, 4, 1, 32), -1e18), torch.randn(1, 4, 1, 32)
+    assert torch.allclose(tiled_attention(q, k, v, scale=1.0)[0, 3, 0], v[0].mean(0)[0], atol=1e-6)

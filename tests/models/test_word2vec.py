@@ -204,3 +204,13 @@ def test_the_same_words_are_alike_as_in_gensim():
 def cosines(table):
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     return (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+
+
+def test_a_state_in_the_order_of_before_is_refused(text):
+    """Its position says which pieces were done of another order."""
+    training = Word2Vec(*text, settings=Word2VecSettings(vector_size=16))
+    state = training.state()
+    training.restore(state)
+    del state["order"]
+    with pytest.raises(VectorsError, match="--overwrite"):
+        training.restore(state)

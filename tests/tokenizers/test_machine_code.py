@@ -186,3 +186,35 @@ def test_where_objects_lie_otherwise_a_method_says_none(folder: Path, monkeypatc
     monkeypatch.setattr(machine_code, "_ITEMS", 8)
     method, _ = module.clear.method(np.ones(3))
     assert method("anything") is None
+
+
+def test_what_cannot_be_removed_stays(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    array = np.ones(3)
+    loaded(folder).clear(array)
+
+    def denied(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    changed = loaded(folder, SOURCE.replace("array[:] = 0", "array[:] = 5"))
+    assert not changed.clear.is_kept()  # what is there is of another source
+    monkeypatch.setattr(Path, "unlink", denied)
+    changed.clear(array)
+    assert array.tolist() == [5] * 3
+
+
+def test_a_user_without_a_home(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "LUTHIER_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "home", unknown)
+    assert machine_code._folder(Path(machine_code.__file__)) == Path(os.devnull)
+
+
+def test_with_notes_for_debuggers(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("numba.config.DEBUGINFO_DEFAULT", 1)
+    array = np.ones(3)
+    loaded(folder).clear(array)
+    assert not array.any()
