@@ -89,6 +89,9 @@ def save(result: dict[str, Any]) -> Path:
     path = Path("docs/benchmarks") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     before = read(path, result["bench"]) if path.is_file() else {}
+    if before and before["threads"] != result["threads"]:  # its rows are other measurements
+        path = path.with_stem(f"{path.stem}-{result['threads']['OMP_NUM_THREADS'] or 'all'}-threads")
+        before = read(path, result["bench"]) if path.is_file() else {}
     same = before.get("versions") == result["versions"] and _hardware(before) == _hardware(result)
     write_json(path, _joined(before, result) if same else result)
     return path

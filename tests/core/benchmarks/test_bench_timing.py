@@ -198,10 +198,11 @@ def test_a_saved_part_keeps_the_others(tmp_path, monkeypatch):
     """What was not measured again stays, with its commit; another machine's or other versions' does not."""
     monkeypatch.chdir(tmp_path)
 
-    def result(commit, *cases, torch="1"):
+    def result(commit, *cases, torch="1", omp=""):
         rows = [{"group": g, "case": case, "metric": "s", "ours": n} for g, case, n in cases]
         machine = {"cpu": "Intel(R) Xeon(R) Processor", "load": 0.1}
-        about = {"bench": "b", "machine": machine, "versions": {"torch": torch}, "threads": {}, "time": "now"}
+        about = {"bench": "b", "machine": machine, "versions": {"torch": torch}, "time": "now"}
+        about["threads"] = {"OMP_NUM_THREADS": omp}
         return {**about, "commit": commit, "rows": rows}
 
     path = report.save(result("a", ("speed", "one", 1), ("speed", "two", 1), ("quality", "x, 3 seeds: -1 to +2", 1)))
@@ -221,3 +222,6 @@ def test_a_saved_part_keeps_the_others(tmp_path, monkeypatch):
     assert [piece["commit"] for piece in json.loads(path.read_text())["pieces"]] == ["a", "b", "c"]
     report.save(result("d", ("memory", "one", 4), torch="2"))
     assert [row["ours"] for row in json.loads(path.read_text())["rows"]] == [4]
+    other = report.save(result("e", ("memory", "one", 5), torch="2", omp="2"))
+    assert other.stem == f"{path.stem}-2-threads" and [json.loads(other.read_text())["commit"]] == ["e"]
+    assert json.loads(path.read_text())["commit"] == "d"
