@@ -33,7 +33,7 @@ from torch import Tensor
 from luthier.core.artifacts import read_json, write_json
 from luthier.core.errors import TrainingError
 
-__all__ = ["Checkpoints", "agree", "at_step", "load_checkpoint", "newest", "recover"]
+__all__ = ["Checkpoints", "ComputedOtherwise", "agree", "at_step", "load_checkpoint", "newest", "recover"]
 
 PATTERN = "step-*"
 STATE = "state.json"
@@ -48,6 +48,14 @@ CHOICES = {
     "torch": "the version of PyTorch",
     "luthier": "the version of luthier",
 }
+
+
+class ComputedOtherwise(TrainingError):
+    """Going on from here would give other bits; `what` was otherwise then."""
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 def newest(folder: Path) -> Path | None:
@@ -190,7 +198,8 @@ class Checkpoints:
 
 
 def agree(state: dict[str, Any], now: dict[str, Any], forced: Collection[str], where: Path, inexact: bool) -> None:
-    """Whether a run that computes as `now` says may go on from a checkpoint. TrainingError if the result would differ.
+    """Whether a run that computes as `now` says may go on from a checkpoint. ComputedOtherwise if the result would be
+    another.
 
     `forced` are the choices that somebody asked for; the others follow the checkpoint where they can.
     """
@@ -200,9 +209,10 @@ def agree(state: dict[str, Any], now: dict[str, Any], forced: Collection[str], w
     differ = [key for key in CHOICES if key in fixed and key in state and state[key] != now.get(key)]
     if differ and not inexact:
         what = "; ".join(f"{CHOICES[key]}: {state[key]} then, {now.get(key)} now" for key in differ)
-        raise TrainingError(
+        raise ComputedOtherwise(
             f"{where} was computed otherwise ({what}): going on would not give the same bits\n"
-            "Set it as it was, or go on with --allow-inexact, equal up to rounding; without the folder it starts anew."
+            "Set it as it was, or go on with --allow-inexact, equal up to rounding; without the folder it starts anew.",
+            what,
         )
 
 

@@ -41,7 +41,16 @@ from luthier.core.artifacts import read_json, read_jsonl
 from luthier.core.console import duration, progress, say
 from luthier.core.errors import TrainingError
 from luthier.core.training.batches import Batch, named, split_rows
-from luthier.core.training.checkpoint import Checkpoints, agree, at_step, load_checkpoint, newest, recover
+from luthier.core.training.checkpoint import (
+    STATE,
+    Checkpoints,
+    ComputedOtherwise,
+    agree,
+    at_step,
+    load_checkpoint,
+    newest,
+    recover,
+)
 from luthier.core.training.curves import METRICS, Curves
 from luthier.core.training.execution import (
     FIRST_SCALE,
@@ -59,7 +68,7 @@ from luthier.core.training.loop_config import LoopConfig
 from luthier.core.training.parallel import Workers
 from luthier.core.training.runs import write_choices
 
-__all__ = ["Fitted", "fit", "is_spike", "next_token_loss", "trained_tokens"]
+__all__ = ["Fitted", "choose", "fit", "is_spike", "next_token_loss", "trained_tokens"]
 
 CLOCK = "clock.jsonl"
 STEPS_TO_GUESS = 5  # the first steps are slower; after these the time left is told
@@ -153,7 +162,8 @@ def fit(
     config, workers, end = config or LoopConfig(), workers or Workers(), steps if until is None else until
     with workers.main_first():
         recover(folder)
-    made = _choices(folder, model, config, steps, micro_batch)
+    found = newest(folder)
+    made = choose(read_json(found / STATE) if found else {}, found or folder, model, config, steps, micro_batch)
     if workers.main:
         write_choices(folder, made)
     prepare_model(model, config, made)
@@ -340,21 +350,24 @@ def _place(state: dict[str, Any]) -> Place:
     return Place(**{name: state[name] for name in Place.__dataclass_fields__ if name in state})
 
 
-def _choices(folder: Path, model: torch.nn.Module, config: LoopConfig, steps: int, micro_batch: int) -> dict[str, Any]:
-    """How this run computes: as its newest checkpoint says, unless somebody forces something else (checkpoint.py)."""
-    made, found = {**choices(model, config, steps), "micro_batch": micro_batch}, newest(folder)
-    if found is None:
+def choose(
+    state: dict[str, Any], where: Path, model: torch.nn.Module, config: LoopConfig, steps: int, micro_batch: int
+) -> dict[str, Any]:
+    """How this run computes: as the `state` of its newest checkpoint says (empty: none), unless somebody forces
+    something else (checkpoint.py)."""
+    made = {**choices(model, config, steps), "micro_batch": micro_batch}
+    if not state:
         return made
-    state = read_json(found / "state.json")
     forced = {"micro_batch"} | ({"threads"} if config.threads else set())
     forced |= {"compile"} if config.compile != "auto" else set()
-    agree(state, made, forced, found, config.allow_inexact)
+    agree(state, made, forced, where, config.allow_inexact)
     made |= {name: state[name] for name in ("threads", "compile") if name in state and name not in forced}
     torch.set_num_threads(made["threads"])
     if made["compile"] == "on" and device_of(model).type == "cpu" and not has_compiler():
-        raise TrainingError(
-            f"{found} was written by compiled layers, and there is no C++ compiler here (g++, on macOS clang++, or "
-            "what CXX names)\nInstall one, or go on otherwise: --compile off --allow-inexact."
+        raise ComputedOtherwise(
+            f"{where} was written by compiled layers, and there is no C++ compiler here (g++, on macOS clang++, or "
+            "what CXX names)\nInstall one, or go on otherwise: --compile off --allow-inexact.",
+            "compiled layers then, no C++ compiler now",
         )
     return made
 

@@ -43,6 +43,8 @@ class Run:
     """The lines of metrics.jsonl."""
     processes: int = 1
     """How many trained it together."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """How it was computed, as its first checkpoint says or, where none is left, run.json."""
     own_objective: bool = False
     """Whether its loss was given as a function, which a run's folder does not hold."""
 
@@ -84,18 +86,21 @@ def open_run(folder: Path) -> Run:
     folder = _home(Path(folder), RUN)
     about = read_json(folder / RUN)
     _same_inputs(folder, about)
-    threads = next((read_json(p / "state.json")["threads"] for p in checkpoints_of(folder).values()), about["threads"])
+    states = [read_json(path / "state.json") for path in checkpoints_of(folder).values()]
+    threads = states[0]["threads"] if states else about["threads"]
     use_machine(threads)
     stage = import_module(f"luthier.core.training.{about['stage']}")
     kinds = {"pretrain": "PretrainConfig", "finetune": "FinetuneConfig"}
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in about["config"].items()}
-    settings |= {"threads": threads, "tensorboard": False, "wandb": "", "sample": "", "keep": "last"}
+    settings |= {"threads": threads, "tensorboard": False, "wandb": "", "sample": ""}
+    settings |= {"keep": "last", "allow_inexact": False}
     settings["learning_rate"] = settings["learning_rate"] or None  # 0 was once what "left out" looked like
     config = getattr(stage, kinds[about["stage"]])(**settings)
     rows = list(read_jsonl(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
     opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)
     own = "objective" in _inputs_of(folder)
-    return replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1), own_objective=own)
+    opened = replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1), own_objective=own)
+    return replace(opened, choices=states[0] if states else about.get("choices", {}))
 
 
 def _home(folder: Path, mark: str) -> Path:
@@ -185,11 +190,22 @@ def _link(source: str, target: str) -> None:
 
 
 def run_until(run: Run, place: Path, step: int) -> None:
-    """Train on in `place` until `step` steps are made."""
-    from luthier.core.training.loop import fit
+    """Train on in `place` until `step` steps are made. TrainingError if the run was computed otherwise than it would be
+    here: what differs then proves nothing."""
+    from luthier.core.training.checkpoint import ComputedOtherwise, newest
+    from luthier.core.training.loop import choose, fit
 
     arguments = {**run.arguments, "validation": (), "title": "Replaying"}
-    fit(folder=place, config=run.config, save_every=NEVER, until=step, **arguments)
+    how = {name: arguments[name] for name in ("model", "steps", "micro_batch")}
+    try:
+        if newest(place) is None:
+            choose(run.choices, run.folder, config=run.config, **how)
+        fit(folder=place, config=run.config, save_every=NEVER, until=step, **arguments)
+    except ComputedOtherwise as error:
+        raise TrainingError(
+            f"{run.folder} was computed otherwise ({error.what}): its bits cannot be checked on this machine\n"
+            "What a step was made of: luthier show RUN --step N"
+        ) from error
 
 
 # ---------------------------------------------------------------- one step

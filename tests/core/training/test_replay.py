@@ -134,6 +134,22 @@ def test_a_run_of_several_processes_is_not_confirmed_by_one(place, tmp_path):
             again()
 
 
+@pytest.mark.parametrize("keep", ["every", "last"])
+def test_a_run_computed_by_other_kernels_is_not_accused(place, tmp_path, monkeypatch, keep):
+    """Whether its checkpoints say so or run.json; from its first step on, and from a checkpoint."""
+    model = tmp_path / "m"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("luthier.core.training.execution.ways", lambda: "other kernels")
+        config = replace(CONFIG, keep=keep, allow_inexact=True)
+        pretrain(place / "shards", model, config, tokenizer=place / "tokenizer")
+        assert verify(model, segments=1).equal
+    said = rf"{model} was computed otherwise \(the machine's kernels: other kernels then, .* cannot be checked on this"
+    for again in (lambda: verify(model), lambda: replay(model, 2), lambda: replay(model, 20)):
+        with pytest.raises(TrainingError, match=said) as told:
+            again()
+        assert "--allow-inexact" not in str(told.value)
+
+
 def test_a_run_of_before_the_rate_could_be_left_out(place, tmp_path):
     folder = copied(place, tmp_path)
     about = json.loads((folder / "run.json").read_text())
