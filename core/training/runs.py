@@ -121,8 +121,9 @@ def _absolute(value: Any) -> Any:
 def sampler(model: Any, tokenizer: Any, beginning: str) -> Callable[[], str] | None:
     """A function that writes on from `beginning`; None where nothing is to be written or nothing can be.
 
-    It reads the whole text for every token and takes as many steps in every process, which a model whose weights are
-    shared out needs (parallel.py); models/generate.py is faster, and the same tokens."""
+    It reads the whole text for every token and, being greedy, takes as many steps in every process, which a model whose
+    weights are shared out needs (parallel.py). models/generate.py is faster and gives the same tokens up to the model's
+    context; of a longer text this reads the end."""
     if not beginning or tokenizer is None:
         return None
     import torch
@@ -133,9 +134,11 @@ def sampler(model: Any, tokenizer: Any, beginning: str) -> Callable[[], str] | N
         start, context, device = len(made), model.config.context, model.embed_tokens.weight.device
         for _ in range(SAMPLE):
             logits_V = model(torch.tensor([made[-context:]], device=device))[0, -1, : tokenizer.vocab_size]
-            made.append(int(logits_V.argmax()))
-        end = made.index(tokenizer.eos_id, start) if tokenizer.eos_id in made[start:] else len(made)
-        return beginning + tokenizer.decode(made[start:end])
+            token = int(logits_V.argmax())
+            if token == tokenizer.eos_id:
+                break
+            made.append(token)
+        return beginning + tokenizer.decode(made[start:])
 
     return write
 

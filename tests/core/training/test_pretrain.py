@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from luthier.core.training.embedding import principal_components, start_embeddin
 from luthier.core.training.finetune_config import FinetuneConfig
 from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.pretrain_batches import sources
+from luthier.core.training.runs import sampler
 from luthier.models.checkpoints import load_model
 from luthier.models.vectors import Vectors
 
@@ -53,6 +55,27 @@ def test_a_tiny_model_learns_to_count(tmp_path, capsys):
     assert not pretrain(shards, tmp_path / "model", PretrainConfig(**{**TINY, "learning_rate": 2e-2}, steps=60)).changed
     with pytest.raises(ArtifactError, match="different work"):
         pretrain(shards, tmp_path / "model", PretrainConfig(**TINY, steps=61))
+
+
+class Counting(torch.nn.Module):
+    """Says the next number; notes how much it was given to read."""
+
+    config = SimpleNamespace(context=3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens, self.read = torch.nn.Embedding(10, 1), []
+
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        self.read.append(ids_BT.shape[1])
+        return torch.nn.functional.one_hot((ids_BT + 1) % 10, 10).float()
+
+
+def test_a_sample_ends_at_the_end_token_and_reads_no_further():
+    model, digits = Counting(), lambda ids: "".join(str(i) for i in ids)
+    tokenizer = SimpleNamespace(vocab_size=10, eos_id=8, encode=lambda text: [int(c) for c in text], decode=digits)
+    write = sampler(model, tokenizer, "34")
+    assert write is not None and write() == "34567" and model.read == [2, 3, 3, 3]
 
 
 def test_the_same_settings_give_the_same_bytes(tmp_path):
