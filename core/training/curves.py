@@ -36,8 +36,8 @@ def _there(package: str) -> bool:
 
 
 class Curves:
-    """Hands every row of metrics.jsonl on. `start` is the step that a resumed run goes on from: the rows up to there
-    are read from the folder's metrics.jsonl and stand for what was there before."""
+    """Hands every row of metrics.jsonl on but those on rollbacks. `start` is the step that a resumed run goes on from:
+    the rows up to there are read from the folder's metrics.jsonl and stand for what was there before."""
 
     def __init__(self, config: LoopConfig, folder: Path, start: int = 0) -> None:
         self.board: Any = None
@@ -61,6 +61,8 @@ class Curves:
         if start and (self.board is not None or self.run is not None):
             known = self.run.step if self.run is not None else 0  # W&B takes no step twice; offline it knows of none
             for row in read_jsonl(folder / METRICS):
+                if "rolled_back_from" in row:  # no point of a curve
+                    continue
                 self._to_board(row)
                 if row["step"] >= known:
                     self._to_run(row)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.core.artifacts import write_jsonl
 from luthier.core.data.shards import open_shards, write_shards
 from luthier.core.errors import ConfigError
 from luthier.core.training.curves import Curves
@@ -176,6 +177,17 @@ def test_tensorboard_gets_a_step_once_though_a_run_begins_anew(shards, tmp_path,
     events.Reload()
     assert len(list((tmp_path / "m" / "tensorboard").iterdir())) == 2
     assert [e.step for e in events.Scalars("loss")] == list(range(1, 21))
+
+
+def test_a_line_on_a_rollback_is_no_point_of_a_curve_that_is_handed_over_again(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    rows = [{"step": 1, "loss": 2.0}, {"step": 1, "rolled_back_from": 3, "batches_left_out": 2}]
+    write_jsonl(tmp_path / "metrics.jsonl", rows)
+    with Curves(replace(CONFIG, tensorboard=True), tmp_path, start=1):
+        pass
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["loss"]
 
 
 def _raise(error: type[BaseException]) -> None:
