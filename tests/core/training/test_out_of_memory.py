@@ -54,7 +54,7 @@ from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.finetune import FinetuneConfig
 from luthier.scripts.cli import run
 size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-first = PretrainConfig(steps=1, batch_size=1, context=32, threads=1, **size)
+first = PretrainConfig(steps=1, batch_size=8, context=128, threads=1, **size)  # loads every compiled loop
 pretrain(Path("shards"), Path("first" + sys.argv[1]), first)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + (300 << 20)
