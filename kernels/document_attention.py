@@ -132,7 +132,7 @@ def document_attention(
             f"document_attention: q is {tuple(q_BTHD.shape)}, k {tuple(kv)}, v {tuple(v_BTKD.shape)}; k and v must be "
             f"[{B}, {T}, K, {D}] with K a divisor of {H}"
         )
-    scale = D**-0.5 if scale is None else scale
+    factor: float = D**-0.5 if scale is None else scale
     if len(texts_n2) and tiled_attention.fits(q_BTHD, k_BTKD, int(texts_n2[0, 1])):
-        return tiled_attention.tiled_attention(q_BTHD, k_BTKD, v_BTKD, scale=scale, texts_n2=texts_n2)
-    return _Documents.apply(q_BTHD, k_BTKD, v_BTKD, texts_n2, scale)  # pyright: ignore[reportReturnType]
+        return tiled_attention.tiled_attention(q_BTHD, k_BTKD, v_BTKD, scale=factor, texts_n2=texts_n2)
+    return _Documents.apply(q_BTHD, k_BTKD, v_BTKD, texts_n2, factor)  # pyright: ignore[reportReturnType]
