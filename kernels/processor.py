@@ -35,7 +35,7 @@ MOST_THREADS = 2
 
 def amd_avx512() -> bool:
     """Whether this is an AMD processor with AVX-512 under Linux."""
-    return _amd_avx512()
+    return _avx512("AuthenticAMD")
 
 
 def few_threads() -> bool:
@@ -44,21 +44,13 @@ def few_threads() -> bool:
 
 
 @cache
-def _amd_avx512() -> bool:
+def _avx512(make: str) -> bool:
+    """Whether this is a processor of that make with AVX-512 under Linux."""
     try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()[:1000]
+        made = make in Path("/proc/cpuinfo").read_text()[:1000]
     except OSError:
         return False
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@cache
-def _intel_avx512() -> bool:
-    try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()[:1000]
-    except OSError:
-        return False
-    return intel and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return made and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @cache
@@ -72,7 +64,7 @@ def compiled(name: str) -> Any:
 
 def tiled_loops() -> Any:
     """The module of attention in tiles where this processor is to take it, otherwise None."""
-    return compiled("tiled_loops") if _intel_avx512() else None
+    return compiled("tiled_loops") if _avx512("GenuineIntel") else None
 
 
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import

@@ -55,7 +55,7 @@ class Model(NamedTuple):
 
     table: np.ndarray
     keep: np.ndarray  # float64 [V]: chance that a word is not thinned out
-    noise: np.ndarray  # float64 [V]: alias + chance, see `packed_noise`
+    noise: np.ndarray  # float64 [V]: alias + chance, packed in word2vec.py
     parts: np.ndarray  # int64: rows that a word is the mean of; empty without n-grams
     part_offsets: np.ndarray  # int64 [V + 1]
     nodes: np.ndarray  # int64: rows of the nodes on a word's path; empty without the tree
