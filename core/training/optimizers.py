@@ -179,27 +179,52 @@ def make_optimizers(
     weight_decay: float = 0.1,
     momentum: float = 0.95,
     seed: int = 0,
+    mup_base_width: int = 0,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers for a decoder: `muon` (Muon for hidden matrices, AdamW for the rest), `adamw` for all, or
     `adamw-8bit` (for hidden matrices; embedding, head and norms keep whole states, as the paper has it).
 
     `seed` is that of AdamW's rounding of bfloat16 weights. A weight counts as hidden if it has two dimensions and
-    belongs to no embedding and not to the head.
+    belongs to no embedding and not to the head. `mup_base_width` divides rates by the width (models/mup.py; 0: not).
     """
     ends = {id(p) for key, m in model.named_modules() for p in m.parameters(recurse=False) if _is_end(key, m)}
+    factors = _factors(model, mup_base_width)
     weights = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in weights if p.ndim == 2 and id(p) not in ends]
     rest = [p for p in weights if p.ndim != 2 or id(p) in ends]
-    plain: dict[str, Any] = {"params": rest, "weight_decay": 0.0}
+    plain = _groups(rest, lr, 0.0, factors)
     if name == "adamw":
-        groups = [{"params": hidden, "weight_decay": weight_decay}, plain]
-        return [AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, seed=seed)]
-    both: list[torch.optim.Optimizer] = [AdamW([plain], lr=lr, betas=betas, seed=seed)]
+        return [AdamW([*_groups(hidden, lr, weight_decay, factors), *plain], lr=lr, betas=betas, seed=seed)]
+    both: list[torch.optim.Optimizer] = [AdamW(plain, lr=lr, betas=betas, seed=seed)]
     if hidden and name == "adamw-8bit":
-        both.insert(0, AdamW8bit(hidden, lr=lr, betas=betas, weight_decay=weight_decay))
+        both.insert(0, AdamW8bit(_groups(hidden, lr, weight_decay, factors), lr=lr, betas=betas))
     elif hidden:
-        both.insert(0, Muon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay))
+        roots = {p: factor**0.5 for p, factor in factors.items()}
+        both.insert(0, Muon(_groups(hidden, lr, weight_decay, roots), lr=lr, momentum=momentum))
     return both
+
+
+def _factors(model: Any, mup_base_width: int) -> dict[Tensor, float]:
+    """What the learning rate of each weight is multiplied by; 1 where nothing is said."""
+    if not mup_base_width:
+        return {}
+    from luthier.models.mup import rates_by_width
+
+    rates, weights = rates_by_width(model, mup_base_width), dict(model.named_parameters())
+    return {weights[name]: factor for name, factor in rates.items()}
+
+
+def _groups(weights: list[nn.Parameter], lr: float, decay: float, factors: dict[Tensor, float]) -> list[dict[str, Any]]:
+    """A group for each learning rate; what decays a step, lr · decay, stays the same."""
+    of = [factors.get(p, 1.0) for p in weights]
+    return [
+        {
+            "params": [p for p, its in zip(weights, of, strict=True) if its == factor],
+            "lr": lr * factor,
+            "weight_decay": decay / factor,
+        }
+        for factor in dict.fromkeys(of)
+    ]
 
 
 def _is_end(name: str, module: nn.Module) -> bool:
