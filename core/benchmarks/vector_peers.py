@@ -13,7 +13,7 @@ from typing import Any
 from luthier.core.errors import ConfigError
 
 __all__ = ["BINARIES", "NEGATIVE", "SIZE", "WINDOW", "binary", "call", "find_binaries", "gensim", "less", "seconds"]
-__all__ += ["gensim_version"]
+__all__ += ["gensim_version", "glove_count", "glove_fit"]
 
 BINARIES = ("word2vec", "fasttext", "glove")
 SIZE, WINDOW, NEGATIVE = 100, 5, 5
@@ -61,6 +61,29 @@ def binary(
     given = ["-output", out, "-dim", SIZE, "-ws", WINDOW, "-neg", NEGATIVE, "-t", "1e-3", "-thread", threads]
     given += ["-minCount", 1, "-minn", 3 if max_n else 0, "-maxn", max_n, "-bucket", 2_000_000 if max_n else 1, *more]
     return lambda n: call([path, "skipgram" if sg else "cbow", "-input", corpus, *given, "-epoch", n])
+
+
+def glove_count(build: Path, corpus: Path, window: int) -> Callable[[], str]:
+    """A function that counts a text's pairs by Stanford's program, into a file beside it."""
+    vocabulary = corpus.with_name("glove.vocab")
+    call([build / "vocab_count", "-min-count", 1, "-verbose", 0], corpus, vocabulary)
+    cooccur = [build / "cooccur", "-vocab-file", vocabulary, "-window-size", window, "-verbose", 0]
+    return lambda: call([*cooccur, "-overflow-file", corpus.with_name("overflow")], corpus, corpus.with_name("pairs"))
+
+
+def glove_fit(build: Path, corpus: Path, x_max: float, seed: int) -> Callable[[int], float]:
+    """A function that trains on the pairs of `glove_count`, shuffled, for so many iterations on one thread: the cost of
+    the last. Vectors in glove.out.txt beside the text. A `seed` of 0 would be the clock."""
+    mixed, temp = corpus.with_name("mixed"), corpus.with_name("shuffle")
+    call(
+        [build / "shuffle", "-verbose", 0, "-seed", seed, "-temp-file", temp],
+        corpus.with_name("pairs"),
+        mixed,
+    )
+    fit = [build / "glove", "-input-file", mixed, "-vocab-file", corpus.with_name("glove.vocab"), "-threads", 1]
+    fit += ["-save-file", corpus.with_name("glove.out"), "-gradsq-file", corpus.with_name("squares"), "-seed", seed]
+    fit += ["-x-max", x_max, "-vector-size", SIZE, "-verbose", 1]
+    return lambda n: float(call([*fit, "-iter", n]).rpartition("cost: ")[2].split()[0])
 
 
 def _times(corpus: Path, n: int) -> Path:

@@ -5,10 +5,13 @@
                        (skip-gram only); 1 is the default; more is faster, and what it costs is seen here
     with n-grams       of 3 to 6 characters, skip-gram, rate 0.05, beside fastText on one thread if it is given, on the
                        first two million words: where a run takes a minute, ten of them take ten
+    GloVe              beside Stanford's program on one thread if it is given, each on its own counts of the same text,
+                       the same first words, window 10, x_max 10, 15 iterations; and the final cost, J of the last
+                       iteration divided by the pairs, which both define alike
 
 Of each set the mean difference over the seeds, and its 95% interval by Student's t; not inferior is ours where the
-interval lies above −0.5 points. Only what trains with the defaults, and a user's own, is claimed; the rest is shown, on
-three seeds. A set of which under 70% could be asked is left out.
+interval lies above −0.5 points (of a cost, the difference in percent, below +0.5). Only what trains with the defaults,
+and a user's own, is claimed; the rest is shown, on three seeds. A set of which under 70% could be asked is left out.
 
 Ten seeds take hours. With a file to keep them in, each run's scores are written there when it ends, and a benchmark
 that was stopped finds them: a line of JSON a run, with a hash of text, sets and our trainer, so that a change of
@@ -18,22 +21,32 @@ any of them trains again. Peers are known by name and version: begin another fil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from luthier.core.benchmarks.timing import Row, rows_of, thread_counts
-from luthier.core.benchmarks.vector_peers import NEGATIVE, SIZE, WINDOW, binary, gensim, gensim_version
+from luthier.core.benchmarks.vector_peers import (
+    NEGATIVE,
+    SIZE,
+    WINDOW,
+    binary,
+    gensim,
+    gensim_version,
+    glove_count,
+    glove_fit,
+)
 from luthier.core.benchmarks.vector_texts import Source
 from luthier.core.console import say
 from luthier.core.evaluation.vectors import Words, score_set
 from luthier.core.evaluation.word_sets import Score, WordSet
-from luthier.models import ngrams, word2vec, word2vec_fast
+from luthier.models import cooccurrence, glove, ngrams, word2vec, word2vec_fast
 from luthier.models.vector_files import read_any
 from luthier.models.vectors import Vectors
 from luthier.models.word2vec import train_word2vec
@@ -44,21 +57,26 @@ SHARED = (0, 4, 16)  # beside the default
 SHOWN = 3  # seeds of what is not claimed
 MARGIN = 0.5  # points
 EPOCHS = 5  # gensim's, fastText's and our default
-WORDS = 2_000_000  # with n-grams
+WORDS = 2_000_000  # with n-grams, and for GloVe
 NGRAMS: Any = {"max_n": 6, "alpha": 0.05}
+GLOVE: Any = {"window": 10, "x_max": 10.0, "iterations": 15}
+COST = "final cost"
+WORD2VEC = (word2vec, word2vec_fast, ngrams)
 T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t for 1 … 9 degrees of freedom
 
-Train = Callable[[Source, int], np.ndarray]  # a text and a seed → vectors
+Train = Callable[[Source, int], Any]  # a text and a seed → vectors, or vectors and their final cost
 
 
 class Case(NamedTuple):
     """What is trained on `source`, the peer it is held against (a name among the cases; "" for a peer), and whether it
-    is claimed to be as good."""
+    is claimed to be as good; the `files` of ours and further `settings`, for the hash."""
 
     source: Source
     train: Train
     peer: str = ""
     claimed: bool = True
+    files: tuple[ModuleType, ...] = WORD2VEC
+    settings: str = ""
 
 
 def quality(
@@ -66,14 +84,15 @@ def quality(
     sets: Sequence[WordSet],
     seeds: int,
     own: tuple[str, Train] | None = None,
-    fasttext: Path | None = None,
+    peers: Mapping[str, Path] = MappingProxyType({}),
     keep: Path | None = None,
 ) -> Iterable[Row]:
-    """The rows, and those of a user's trainer, which are not kept. None without sets or gensim."""
+    """The rows, and those of a user's trainer, which are not kept; `peers` as of `find_binaries`. None without sets or
+    gensim."""
     if not sets or gensim([["a"]], 1) is None:
         say("  quality: needs --sets and gensim")
         return
-    cases = _cases(source, fasttext) | ({own[0]: Case(source, own[1], f"skip-gram, {gensim_version()}")} if own else {})
+    cases = _cases(source, peers) | ({own[0]: Case(source, own[1], f"skip-gram, {gensim_version()}")} if own else {})
     known = _read(keep)
     found: dict[str, list[list[Score]]] = {name: [] for name in cases}
     for seed in range(seeds):  # a stopped run has the same seeds of all
@@ -92,7 +111,7 @@ def quality(
             yield from _rows(name, case, found[name], found[case.peer])
 
 
-def _cases(source: Source, fasttext: Path | None) -> dict[str, Case]:
+def _cases(source: Source, peers: Mapping[str, Path]) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for sg, kind in ((True, "skip-gram"), (False, "CBOW")):
         peer = f"{kind}, {gensim_version()}"
@@ -102,13 +121,15 @@ def _cases(source: Source, fasttext: Path | None) -> dict[str, Case]:
             cases[name] = Case(source, _ours(sg=sg, workers=threads), peer)
         for shared in SHARED if sg else SHARED[1:]:
             cases[f"{kind}, {shared} share"] = Case(source, _ours(sg=sg, shared_noise=shared), peer, claimed=False)
-    if fasttext:
-        first, peer = source.first(WORDS), "n-grams, fasttext"
-        cases[peer] = Case(first, _fasttext(fasttext))
-        for threads in thread_counts():
-            cases[f"n-grams, {threads} thread{'s' * (threads > 1)}"] = Case(
-                first, _ours(workers=threads, **NGRAMS), peer
-            )
+    first, some = source.first(WORDS), [(t, f"{t} thread{'s' * (t > 1)}") for t in thread_counts()]
+    if "fasttext" in peers:
+        peer = "n-grams, fasttext"
+        cases[peer] = Case(first, _fasttext(peers["fasttext"]))
+        cases |= {f"n-grams, {name}": Case(first, _ours(workers=n, **NGRAMS), peer) for n, name in some}
+    if "glove" in peers:
+        peer, files, settings = "GloVe, Stanford's C", (glove, cooccurrence), repr(GLOVE)
+        cases[peer] = Case(first, _stanford(peers["glove"]), settings=settings)
+        cases |= {f"GloVe, {name}": Case(first, _glove(n), peer, True, files, settings) for n, name in some}
     return cases
 
 
@@ -148,27 +169,58 @@ def _fasttext(path: Path) -> Train:
     return train
 
 
+def _glove(workers: int) -> Train:
+    def train(source: Source, seed: int) -> tuple[np.ndarray, float]:
+        size, chosen = len(source.counts), dict(GLOVE)
+        pairs = cooccurrence.count_pairs(source.rows, source.offsets, size, window=chosen.pop("window"))
+        trained = glove.train_glove(pairs, size, vector_size=SIZE, seed=seed, workers=workers, **chosen)
+        return trained.vectors, trained.losses[-1]
+
+    return train
+
+
+def _stanford(build: Path) -> Train:
+    def train(source: Source, seed: int) -> tuple[np.ndarray, float]:
+        with TemporaryDirectory() as folder:
+            corpus = source.write(Path(folder) / "corpus.txt")
+            glove_count(build, corpus, GLOVE["window"])()
+            cost = glove_fit(build, corpus, GLOVE["x_max"], seed + 1)(GLOVE["iterations"])  # its 0 is the clock
+            found = read_any(corpus.with_name("glove.out.txt"))
+        return found.vectors[[found.row(word) for word in source.words]], cost
+
+    return train
+
+
 # ---------------------------------------------------------------- scores
 
 
-def _scores(source: Source, table: np.ndarray, sets: Sequence[WordSet]) -> list[Score]:
-    """The scores of the sets that count."""
+def _scores(source: Source, learned: Any, sets: Sequence[WordSet]) -> list[Score]:
+    """The scores of the sets that count, and the cost where there is one."""
+    table, *costs = learned if isinstance(learned, tuple) else (learned,)
     looked_up = Words(Vectors(table, source.words, np.arange(len(table)), source.counts))
     found = [score for one in sets for score in score_set(looked_up, one)]
-    return [s for s in found if s.counts and not s.section]
+    return [s for s in found if s.counts and not s.section] + [Score(COST, "", "", c, c, c, 1, 1) for c in costs]
 
 
 def _rows(name: str, case: Case, ours: list[list[Score]], theirs: list[list[Score]]) -> Iterable[Row]:
     peer = case.peer.partition(", ")[2]
     for n, score in enumerate(ours[0]):
-        a, b = (np.array([100 * run[n].value for run in side]) for side in (ours, theirs[: len(ours)]))
-        half = T_95[min(len(a) - 1, len(T_95)) - 1] * (a - b).std(ddof=1) / len(a) ** 0.5
-        low, high = (a - b).mean() - half, (a - b).mean() + half
-        label = f"{score.set} {score.kind} ({score.coverage:.0%}), {name}, {len(a)} seeds: {low:+.2f} to {high:+.2f}"
-        values = {"ours": a.tolist(), peer: b.tolist()}
+        cost = score.set == COST
+        a, b = (np.array([run[n].value for run in side]) for side in (ours, theirs[: len(ours)]))
+        gained = 100 * ((b - a) / b.mean() if cost else a - b)
+        half = T_95[min(len(a) - 1, len(T_95)) - 1] * gained.std(ddof=1) / len(a) ** 0.5
+        low, high = gained.mean() - half, gained.mean() + half
         fine, check = {peer: bool(low > -MARGIN) or not case.claimed}, "interval above −0.5"
+        if cost:
+            label = f"{COST}, {name}, {len(a)} seeds: {-high:+.2f}% to {-low:+.2f}%"
+            values, metric, check = {"ours": a.tolist(), peer: b.tolist()}, "J a pair", "interval below +0.5%"
+        else:
+            label = (
+                f"{score.set} {score.kind} ({score.coverage:.0%}), {name}, {len(a)} seeds: {low:+.2f} to {high:+.2f}"
+            )
+            values, metric = {"ours": (100 * a).tolist(), peer: (100 * b).tolist()}, "points"
         check = check if case.claimed else "shown only"
-        yield from rows_of(label, "points", values, fine, group="quality", check=check, more_is_better=True)
+        yield from rows_of(label, metric, values, fine, group="quality", check=check, more_is_better=not cost)
 
 
 # ---------------------------------------------------------------- what is kept
@@ -176,9 +228,9 @@ def _rows(name: str, case: Case, ours: list[list[Score]], theirs: list[list[Scor
 
 def _digest(case: Case, sets: Sequence[WordSet]) -> str:
     """What the scores come from, but for the name and the seed: of a peer, only text and sets."""
-    source, files = case.source, [m.__file__ for m in (word2vec, word2vec_fast, ngrams) if case.peer]
+    source, files = case.source, [m.__file__ for m in case.files if case.peer]
     trainer = b"".join(Path(str(file)).read_bytes() for file in files)
-    settings = repr((SIZE, WINDOW, NEGATIVE, EPOCHS, NGRAMS, source.words, sets)).encode()
+    settings = repr((SIZE, WINDOW, NEGATIVE, EPOCHS, NGRAMS, source.words, sets)).encode() + case.settings.encode()
     return sha256(trainer + settings + source.rows.tobytes() + source.offsets.tobytes()).hexdigest()[:16]
 
 

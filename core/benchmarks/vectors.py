@@ -7,8 +7,9 @@
     glove       counting pairs, ours from word numbers in memory, theirs from the text; then pairs a second of training.
                 Equal: the loss after one iteration is at most 2% above theirs
     quality     the scores on --sets of ours and of gensim's, as many paired seeds as --repeats says (10 for a claim),
-                by number of threads and by how many words share their noise, and with n-grams those of fastText's;
-                with --keep FILE it can be stopped and goes on; see vector_quality.py
+                by number of threads and by how many words share their noise, with n-grams those of fastText's, and of
+                GloVe those of Stanford's with the final cost; with --keep FILE it can be stopped and goes on; see
+                vector_quality.py
     memory      the most bytes a fresh process held while it trained on the text, one pass
     nearest     the ten tokens nearest to one; equal: the same cosines within 1e-4
 
@@ -44,10 +45,11 @@ from luthier.core.benchmarks.vector_peers import (
     SIZE,
     WINDOW,
     binary,
-    call,
     find_binaries,
     gensim,
     gensim_version,
+    glove_count,
+    glove_fit,
     less,
     seconds,
 )
@@ -67,6 +69,7 @@ GROUPS = ("speed", "ngrams", "glove", "quality", "memory", "nearest")
 WORDS = 2_000_000  # of the text, but for quality
 NGRAM = 6  # characters
 QUERIES = 100
+X_MAX = 10
 
 
 def run(
@@ -101,7 +104,7 @@ def run(
                 whole.first(WORDS // 2), Path(folder) / "half.txt", paths.get("fasttext"), repeats
             ),
             "glove": lambda: _glove(source, corpus, paths.get("glove"), repeats),
-            "quality": lambda: list(quality(whole, given, max(repeats, 2), users, paths.get("fasttext"), keep)),
+            "quality": lambda: list(quality(whole, given, max(repeats, 2), users, paths, keep)),
             "memory": lambda: _memory(source),
             "nearest": lambda: _nearest(source, repeats),
         }
@@ -178,29 +181,24 @@ def _in_turn(
 
 
 def _glove(source: Source, corpus: Path, build: Path | None, repeats: int) -> list[Row]:
-    size, folder = len(source.counts), corpus.parent
+    size = len(source.counts)
     count = lambda: count_pairs(source.rows, source.offsets, size, window=WINDOW)  # noqa: E731
     pairs = count()
-    train = lambda n: train_glove(pairs, size, vector_size=SIZE, x_max=10, iterations=n)  # noqa: E731
+    train = lambda n: train_glove(pairs, size, vector_size=SIZE, x_max=X_MAX, iterations=n)  # noqa: E731
     loss = train(1).losses[0]
     tools, equal = {"ours": Tool(count, len(source.rows))}, True
+    trainers: dict[str, Callable[[int], Any]] = {"ours": train, AGAIN: train}
     if build:
-        vocabulary, counted, mixed = (folder / n for n in ("vocab.txt", "pairs", "mixed"))
-        call([build / "vocab_count", "-min-count", 1, "-verbose", 0], corpus, vocabulary)
-        cooccur = [build / "cooccur", "-vocab-file", vocabulary, "-window-size", WINDOW, "-verbose", 0]
-        tools["Stanford's C"] = Tool(lambda: call(cooccur, corpus, counted), len(source.rows))
-        call(cooccur, corpus, counted)
-        call([build / "shuffle", "-verbose", 0, "-seed", 1, "-temp-file", folder / "temp"], counted, mixed)
+        theirs = glove_count(build, corpus, WINDOW)
+        tools["Stanford's C"] = Tool(theirs, len(source.rows))
+        theirs()
+        trainers["Stanford's C"] = glove_fit(build, corpus, X_MAX, 1)
+        equal = loss < 1.02 * trainers["Stanford's C"](1)
     rows = race(f"counting, window {WINDOW}, 1 thread", "words/s", tools, repeats, group="glove")
-    taken = {"ours": [], AGAIN: []} | ({"Stanford's C": []} if build else {})
-    fit = ["-input-file", folder / "mixed", "-vocab-file", folder / "vocab.txt", "-save-file", folder / "out"]
-    fit = [build / "glove" if build else "", *fit, "-threads", 1]
-    fit += ["-x-max", 10, "-vector-size", SIZE, "-verbose", 1, "-seed", 1, "-gradsq-file", folder / "squares"]
+    taken: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(repeats):
-        for name in taken:
-            taken[name].append(less((lambda n: call([*fit, "-iter", n])) if name == "Stanford's C" else train))
-    if build:
-        equal = loss < 1.02 * float(call([*fit, "-iter", 1]).rpartition("cost: ")[2].split()[0])
+        for name, trainer in trainers.items():
+            taken[name].append(less(trainer))
     values = {name: [len(pairs.x) / s for s in seconds] for name, seconds in taken.items()}
     check = "the loss after one iteration at most 2% above theirs"
     case = f"training {SIZE}, {len(pairs.x):,} pairs, 1 thread"

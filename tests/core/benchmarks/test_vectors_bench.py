@@ -61,7 +61,7 @@ def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
         trained.append(seed)
         return np.random.default_rng(seed).normal(size=(len(source.words), 8)).astype(np.float32)
 
-    def cases(source, fasttext):
+    def cases(source, peers):
         return {peer: vector_quality.Case(source, train), "a": vector_quality.Case(source, train, peer)}
 
     monkeypatch.setattr(vector_quality, "_cases", cases)
@@ -82,6 +82,77 @@ def test_quality_that_was_stopped_goes_on_where_it_was(text, monkeypatch):
     monkeypatch.setattr(vector_quality, "EPOCHS", vector_quality.EPOCHS + 1)
     list(vector_quality.quality(source, sets, 1, keep=keep))
     assert len(trained) == 14
+
+
+def test_of_glove_the_final_cost_is_kept_and_less_of_it_is_better(text, monkeypatch):
+    """Costs 1% above and below theirs: the interval, the claim and the ratio."""
+    source, keep = read_source([text / "text.txt"]), text / "seeds.jsonl"
+    sets, peer = [read_word_set(text / "pairs.tsv")], "GloVe, Stanford's C"
+
+    def train(factor):
+        def trained(source, seed):
+            rng = np.random.default_rng(seed)
+            return rng.normal(size=(len(source.words), 8)).astype(np.float32), factor * (0.04 + seed * 1e-6)
+
+        return trained
+
+    def cases(source, peers):
+        ours = {name: vector_quality.Case(source, train(f), peer) for name, f in {"more": 1.01, "less": 0.99}.items()}
+        return {peer: vector_quality.Case(source, train(1)), **ours}
+
+    monkeypatch.setattr(vector_quality, "_cases", cases)
+    rows = list(vector_quality.quality(source, sets, 3, keep=keep))
+    scored, (more, less) = rows[::2], rows[1::2]
+    assert [row["metric"] for row in scored] == ["points"] * 2 and all(row["equal"] for row in scored)
+    assert more["case"] == "final cost, more, 3 seeds: +1.00% to +1.00%" and not more["equal"]
+    assert less["case"] == "final cost, less, 3 seeds: -1.00% to -1.00%" and less["equal"]
+    assert more["ratio"] == 0.9901 and less["ratio"] == 1.01 and less["peer"] == "Stanford's C"
+    monkeypatch.setattr(vector_quality, "_scores", None)
+    assert list(vector_quality.quality(source, sets, 3, keep=keep)) == rows
+
+
+def test_glove_learns_from_the_same_words_as_stanfords_which_is_given_seeds_from_1(text, monkeypatch):
+    """Stanford's seed 0 is the clock. Its program is played by one that writes rows of the word's length."""
+    given = []
+
+    def fit(build, corpus, x_max, seed):
+        def trained(iterations):
+            given.append((build.name, x_max, seed, iterations))
+            words = sorted({*corpus.read_text().split()})
+            lines = [f"{word} {' '.join(['%f' % (seed * len(word))] * 16)}" for word in [*words, "<unk>"]]
+            corpus.with_name("glove.out.txt").write_text("\n".join(lines) + "\n")
+            return 0.5
+
+        return trained
+
+    monkeypatch.setattr(vector_quality, "glove_count", lambda build, corpus, window: lambda: given.append(window))
+    monkeypatch.setattr(vector_quality, "glove_fit", fit)
+    monkeypatch.setattr(vector_quality, "WORDS", 5_000)
+    monkeypatch.setitem(vector_quality.GLOVE, "iterations", 2)
+    cases = vector_quality._cases(read_source([text / "text.txt"]), {"glove": text / "build"})
+    theirs, ours = cases["GloVe, Stanford's C"], cases["GloVe, 1 thread"]
+    assert not any("n-grams" in name for name in cases) and len(ours.source.rows) == 5_000
+    for seed in range(2):
+        table, cost = theirs.train(theirs.source, seed)
+        assert cost == 0.5 and table[:, 0].tolist() == [(seed + 1) * len(word) for word in theirs.source.words]
+    assert given == [10, ("build", 10.0, 1, 2), 10, ("build", 10.0, 2, 2)]
+    (table, cost), again, other = (ours.train(ours.source, seed) for seed in (0, 0, 1))
+    assert table.shape == (len(ours.source.words), 16) and 0 < cost < 1
+    assert cost == again[1] != other[1]
+
+
+def test_what_glove_is_made_by_changes_no_hash_of_word2vec(text, monkeypatch):
+    source = read_source([text / "text.txt"])
+
+    def hashes():
+        cases = vector_quality._cases(source, {"glove": text / "build", "fasttext": text / "fasttext"})
+        return {name: vector_quality._digest(case, []) for name, case in cases.items()}
+
+    before = hashes()
+    monkeypatch.setitem(vector_quality.GLOVE, "window", 5)
+    after = hashes()
+    assert {name for name in before if before[name] != after[name]} == {"GloVe, Stanford's C", "GloVe, 1 thread"}
+    assert before["GloVe, 1 thread"] != before["GloVe, Stanford's C"] != before["n-grams, fasttext"]
 
 
 def test_fasttext_is_given_seeds_from_1_because_its_0_is_its_1(text, monkeypatch):
