@@ -162,32 +162,34 @@ class Vectors:
     def most_similar(
         self, positive: str | Sequence[str], negative: str | Sequence[str] = (), topn: int = 10
     ) -> list[tuple[str, float]]:
-        """(token, cosine) nearest to the mean of the unit vectors of `positive` minus those of `negative`."""
+        """(token, cosine) nearest to the mean of the unit vectors of `positive` minus those of `negative`; with n-grams
+        any word can be given."""
         plus, minus = ([t] if isinstance(t, str) else list(t) for t in (positive, negative))
-        rows = [self.row(token) for token in plus + minus]
-        if not rows:
-            raise VectorsError("no token given: name at least one to be near to")
+        units, rows = self._units(plus + minus)
         signs = np.array([1.0] * len(plus) + [-1.0] * len(minus), np.float32)
-        units = self.vectors[rows] / self.norms[rows][:, None]
-        return [(self.tokens[row], score) for row, score in self.nearest(signs @ units / len(rows), topn, rows)]
+        return [(self.tokens[row], score) for row, score in self.nearest(signs @ units / len(units), topn, rows)]
 
     def analogy(self, a: str, b: str, c: str, topn: int = 10, multiply: bool = False) -> list[tuple[str, float]]:
         """Tokens nearest to a − b + c, so `analogy("king", "man", "woman")` asks for the queen: 3CosAdd, or with
         `multiply` 3CosMul, in which no single cosine can outweigh the others."""
         if not multiply:
             return self.most_similar([a, c], [b], topn)
-        rows = [self.row(token) for token in (a, b, c)]
-        units = self.vectors[rows] / self.norms[rows][:, None]
+        units, rows = self._units([a, b, c])
         found = self._search(units, _multiplied, topn, rows)
         return [(self.tokens[row], score) for row, score in found]
 
     def odd_one_out(self, tokens: Sequence[str]) -> str:
         """The token that lies farthest from the mean direction of all of them."""
-        if not tokens:
-            raise VectorsError("no token given: name some of which one does not belong")
-        rows = [self.row(token) for token in tokens]
-        units = self.vectors[rows] / self.norms[rows][:, None]
+        units, _ = self._units(tokens)
         return tokens[int((units @ units.mean(axis=0)).argmin())]
+
+    def _units(self, tokens: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """The unit vectors of tokens, and the rows of those that have one."""
+        if not tokens:
+            raise VectorsError("no token given: name at least one")
+        found = np.array([self[token] for token in tokens], np.float32)
+        norms = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), SMALLEST)
+        return found / norms, [self.rows[token] for token in tokens if token in self.rows]
 
     # ------------------------------------------------------------ sentences
 

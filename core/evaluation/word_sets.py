@@ -7,7 +7,7 @@
     categories    comma-separated with the columns category, word (AP, Battig)
 
 The kind is seen from the file. Lines that begin with # are comments; columns without a name (row numbers) are passed
-over. A line that does not fit the first is an error that names file and line.
+over, and lines with nothing but those. A line that does not fit the first is an error that names file and line.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def _table(path: Path, lines: list[tuple[int, str]]) -> WordSet:
         fields = next(csv.reader([line]))
         if len(fields) != len(names):
             raise InputError(f"{path}:{number}: expected {len(names)} columns, found {len(fields)}")
-        rows.append((number, dict(zip(names, (field.strip() for field in fields), strict=True))))
+        row = {name: field.strip() for name, field in zip(names, fields, strict=True) if name}
+        if any(row.values()):
+            rows.append((number, row))
     if {"category", "word"} <= set(names):
         return Categories(path.stem, [(row["word"], row["category"]) for _, row in rows])
     if {"word1", "word2", "word3", "target"} <= set(names):

@@ -115,12 +115,19 @@ def test_tokens_of_a_tokenizer_are_words_where_they_begin_with_their_blank():
         ("a.txt", b"a b 1\n\xff b 2\n", r"a\.txt:2: not UTF-8"),
         ("a.csv", b",colour,word\n0,red,x\n", r"a\.csv:1: the columns colour, word are none"),
         ("a.csv", b",category,word\n0,red\n", r"a\.csv:2: expected 3 columns, found 2"),
+        ("a.csv", b",word1,word2,similarity\n0,,,\n1,a,b,\n", r"a\.csv:3: expected two words and a number"),
     ],
 )
 def test_sets_that_are_damaged_are_refused_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_word_set(tmp_path / name)
+
+
+def test_a_row_of_a_table_that_only_has_its_number_is_passed_over(tmp_path):
+    """As spreadsheets leave behind; WordSim-353's two halves end with one."""
+    (tmp_path / "a.csv").write_text(",word1,word2,similarity\n0,tea,cup,7\n1,,,\n,,,\n2,sea,tree,1\n")
+    assert read_word_set(tmp_path / "a.csv") == Similarities("a", [("tea", "cup", 7.0), ("sea", "tree", 1.0)])
 
 
 def test_the_command_prints_a_table_and_draws_a_map(vectors, files, tmp_path, capsys):
@@ -154,6 +161,7 @@ def test_published_sets_are_read_whole():
     if not folder.is_dir():
         pytest.skip("no vectors_eval in LUTHIER_TEST_DATA")
     sizes = {"EN-MEN-TR-3k.txt": 3000, "EN-SimVerb-3500.txt": 3500, "simlex999.txt": 999, "wordsim353.tsv": 353}
+    sizes |= {"wordsim353-rel.csv": 252, "wordsim353-sim.csv": 203}
     for name, size in {**sizes, "EN-RW-STANFORD.txt": 2034, "rg-65.csv": 65, "semeval17.csv": 500}.items():
         found = read_word_set(folder / name)
         assert isinstance(found, Similarities)

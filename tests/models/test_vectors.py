@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.models import vectors as store
+from luthier.models.ngrams import fnv
 from luthier.models.vector_files import read_glove, read_word2vec, write_glove, write_word2vec
 from luthier.models.vectors import Vectors, VectorsError, load_vectors
 
@@ -221,6 +222,27 @@ def test_an_unknown_token_is_named():
     assert "xyz" not in v
     assert "w1" in v
     np.testing.assert_array_equal(v["w1"], v.vectors[1])
+
+
+def test_a_word_never_seen_has_neighbours_by_its_ngrams():
+    """<kings> shares <ki, kin, ing with <king>; by fastText's rule its vector is the mean of its n-grams'."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(4, 6)).astype(np.float32)
+    buckets = rng.normal(size=(1000, 6)).astype(np.float32)
+    words = ["king", "queen", "tree", "kingdom"]
+    v = Vectors(table, words, np.arange(4), np.ones(4, int), None, "words", buckets, (3, 3))
+    mean = np.mean([buckets[fnv(gram) % 1000] for gram in ("<ki", "kin", "ing", "ngs", "gs>")], axis=0)
+    np.testing.assert_allclose(v["kings"], mean, rtol=1e-6)
+    expected = [(v.tokens[row], score) for row, score in v.nearest(mean, 4)]
+    assert [t for t, _ in expected] == [t for t, _ in v.most_similar("kings", topn=9)]
+    unit = lambda x: x / np.linalg.norm(x)  # noqa: E731
+    aim = unit(mean) - unit(table[0]) + unit(table[1])
+    assert v.analogy("kings", "king", "queen", 1)[0][1] == pytest.approx(max(unit(t) @ unit(aim) for t in table[2:]))
+    for multiply in (False, True):
+        assert {t for t, _ in v.analogy("kings", "king", "queen", 9, multiply)} == {"tree", "kingdom"}
+    assert v.odd_one_out(["kings", "kingss", "tree"]) == "tree"
+    with pytest.raises(VectorsError, match="'' is not among"):
+        v.most_similar("")
 
 
 # ---------------------------------------------------------------- sentences
