@@ -74,8 +74,6 @@ class FinetuneConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.quantize != "none" and self.parallel == "fsdp":
-            raise ConfigError("parallel = 'fsdp' shares out weights, which a base in four bits has not: take ddp")
         if self.objective == "dpo" and self.keep == "best":
             raise ConfigError("keep = 'best' needs held-out text, which preferences have not: take 'last'")
         for name in ("epochs", "batch_size", "context"):

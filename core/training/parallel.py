@@ -9,7 +9,8 @@ just add up, and the result is that of one process, up to the order of the addit
     ddp    each process holds the whole model; gradients are added up during the backward pass (Li et al. 2020,
            arXiv:2006.15704)
     fsdp   each holds a share of every weight, gradient and running mean, and gathers a layer's weights when it comes to
-           it (Zhao et al. 2023, arXiv:2304.11277; PyTorch's fully_shard): for models that do not fit one card
+           it (Zhao et al. 2023, arXiv:2304.11277; PyTorch's fully_shard): for models that do not fit one card; a
+           base in four bits stays whole in each
 
 PyTorch averages gradients over processes; the loss is multiplied by their number, which makes the average the sum.
 """

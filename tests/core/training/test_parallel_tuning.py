@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.core.errors import ConfigError
 from luthier.core.training.finetune import FinetuneConfig, finetune
 from luthier.examples.own_objective import simpo
 from luthier.models.adapter_files import open_model
@@ -29,6 +28,7 @@ KINDS = {
     "lora": "lora_rank=4, learning_rate=1e-2",
     "dora-fsdp": "lora_rank=4, lora_kind='dora', parallel='fsdp', learning_rate=1e-2",
     "nf4": "lora_rank=4, quantize='nf4', merge=True, learning_rate=1e-2",
+    "nf4-fsdp": "lora_rank=4, quantize='nf4', merge=True, parallel='fsdp', learning_rate=1e-2",
     "dpo": "objective='dpo', lora_rank=4, learning_rate=2e-3",
     "dpo-fsdp": "objective='dpo', parallel='fsdp', learning_rate=1e-3, sample='What is'",
     "own-fsdp": "objective='dpo', parallel='fsdp', learning_rate=1e-3",
@@ -107,8 +107,3 @@ def test_resumed_on_two_processes_is_bit_equal(place, name):
     cut, two = (place / f"{n}-{name}" / "metrics.jsonl" for n in ("cut", "two"))
     assert cut.read_bytes() == two.read_bytes()
     assert list((place / f"cut-{name}" / "step-00000004").glob("*.distcp"))
-
-
-def test_what_cannot_be_shared_out_is_refused():
-    with pytest.raises(ConfigError, match="four bits has not: take ddp"):
-        FinetuneConfig(parallel="fsdp", lora_rank=2, quantize="nf4")
