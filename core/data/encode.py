@@ -2,7 +2,8 @@
 
     corpus documents      train or validation as `collect` decided; volatile ones are left out
     other texts           train, but for a share of them chosen by the hash of their text, so that the choice neither
-                          depends on order nor changes when other files come or go
+                          depends on order nor changes when other files come or go; where it falls on none, on the
+                          nearest to it, unless that is the only one
     general text          train
 
 A long plain text (a novel, a dump) would be on one side as a whole. Where a share is held out, such a text is therefore
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,14 +200,25 @@ def _write(
 
 
 def placed(texts: Iterable[Text], validation_fraction: float) -> Iterator[Text]:
-    """The texts with their split decided: those of files by the hash of their text, long ones in sections."""
+    """The texts with their split decided: those of files by the hash of their text, long ones in sections. Until one is
+    held out, the section that would be next waits: at the end it is, if another is there to train on."""
+    waits: tuple[float, Text] | None = None
+    held_out, count = validation_fraction == 0, 0
     for text in texts:
         if text.origin != "file" or validation_fraction == 0:
+            held_out |= text.split == "validation"
             yield text
             continue
         for section in sections(text.text):
-            held_out = _share(section) < validation_fraction
-            yield Text(section, "validation" if held_out else "train", -1, text.name)
+            share, count = _share(section), count + 1
+            one = Text(section, "validation" if share < validation_fraction else "train", -1, text.name)
+            held_out |= one.split == "validation"
+            if not held_out and (waits is None or share < waits[0]):
+                waits, one = (share, one), waits and waits[1]
+            if one is not None:
+                yield one
+    if waits is not None:
+        yield replace(waits[1], split="train" if held_out or count == 1 else "validation")
 
 
 def _share(text: str) -> float:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
 from luthier.core.console import duration, say
-from luthier.core.errors import InputError, TrainingError
+from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.finetune_config import FinetuneConfig
 from luthier.core.training.out_of_memory import memory_told
@@ -185,7 +185,7 @@ def prepare(
     from luthier.core.training.adapters import adapt
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
-    from luthier.core.training.runs import check_context, check_held_out, open_base, sampler
+    from luthier.core.training.runs import check_context, open_base, sampler
     from luthier.core.training.schedules import learning_rate_factor
     from luthier.core.training.tuning_batches import batches, measured, preference_batches, that_fit
     from luthier.models.config import flops_per_token
@@ -211,8 +211,11 @@ def prepare(
     else:
         batch_at = batches(config, found, tokenizer, row, replay)
     validation = measured(found, tokenizer, row)
-    how = 'Hold wordings out: {"question": …, "answer": …, "held_out": […]}, no longer than the context.'
-    check_held_out(config, validation, how)
+    if config.keep == "best" and not validation:
+        raise ConfigError(
+            "keep = 'best' goes by the loss on wordings held out, and there are none\n"
+            'Hold some out: {"question": …, "answer": …, "held_out": ["another wording", …]}'
+        )
     shard(model, workers, _optimizer(config))
     return {
         "model": model,

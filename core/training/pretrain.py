@@ -29,7 +29,7 @@ from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless, say_plan
 from luthier.core.training.pretrain_batches import held_out_batches, mixture, steps_of
 from luthier.core.training.pretrain_config import PretrainConfig, model_config, rate_of
-from luthier.core.training.runs import check_context, check_held_out, open_base, sampler, save, settings, write_run
+from luthier.core.training.runs import check_context, open_base, sampler, save, settings, write_run
 
 if TYPE_CHECKING:
     from luthier.core.data.shards import Shards
@@ -148,6 +148,12 @@ class Given:
                 raise InputError(f"{one.folder} was encoded with another tokenizer than {opened[0].folder}")
             if self.tokenizer is not None:
                 _same_tokenizer(one, self.tokenizer)
+        if config.validation_tokens and not any(len(open_shards(f, "validation").tokens) for f in self.shards):
+            raise TrainingError(
+                f"{', '.join(map(str, self.shards))}: no held-out text to measure on\n"
+                "Hold some out (luthier collect or encode, --validation-fraction), add a folder of shards that has "
+                "some, or train without measuring: --validation-tokens 0"
+            )
 
     def inputs(self) -> dict[str, Path | None]:
         """The same by name, for the manifest."""
@@ -205,7 +211,6 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     if given.vectors is not None:
         _start_from(model, given.vectors, given)
     held_out = held_out_batches([open_shards(folder, "validation") for folder in given.shards], config)
-    check_held_out(config, held_out, "Encode with a larger --validation-fraction.")
     text = mixture(train, config)
     steps = steps_of(config, text)
 

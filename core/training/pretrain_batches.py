@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from luthier.core.console import say
-
 if TYPE_CHECKING:
     from luthier.core.data.shards import Shards
     from luthier.core.training.batches import Batch, Mixture, Windows
@@ -74,10 +72,7 @@ def held_out_batches(held_out: list[Shards], config: PretrainConfig) -> list[Bat
     """Held-out windows, the same at every measurement."""
     from luthier.core.training.batches import pack
 
-    filled = [shards for shards in held_out if len(shards.tokens)]
-    if not filled:
-        say("  held out     no validation text: only the training loss is measured")
-        return []
+    filled = [shards for shards in held_out if len(shards.tokens) and config.validation_tokens]
     windows = []
     for shards in filled:
         own, _ = sources(shards, context=config.context, seed=config.seed)

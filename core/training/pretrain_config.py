@@ -64,7 +64,7 @@ class PretrainConfig(LoopConfig):
     evaluate_every: int = 0
     """Steps between measurements on held-out text; 0: eight in the run."""
     validation_tokens: int = 16_384
-    """Most tokens of held-out text for these measurements."""
+    """Most tokens of held-out text for these measurements; 0: train without measuring."""
     weights: tuple[float, ...] = ()
     """Share of each folder of shards in the windows, in their order; left out: by their tokens."""
     seed: int = 0
@@ -74,7 +74,9 @@ class PretrainConfig(LoopConfig):
         super().__post_init__()
         positive = ("context", "batch_size")
         zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm")
-        _check(self, positive, (*zero_or_more, "evaluate_every"))
+        _check(self, positive, (*zero_or_more, "evaluate_every", "validation_tokens"))
+        if self.keep == "best" and not self.validation_tokens:
+            raise ConfigError("keep = 'best' goes by the loss on held-out text: give validation_tokens too")
         check_rate(self.learning_rate)
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")

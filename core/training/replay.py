@@ -20,6 +20,7 @@ from typing import Any
 
 from luthier.core.artifacts import content_hash, read_json, read_jsonl, write_json
 from luthier.core.errors import InputError, TrainingError
+from luthier.core.training.plan import quiet_unless
 
 __all__ = ["Replayed", "Run", "beginning_at", "checkpoints_of", "open_run", "replay"]
 
@@ -97,7 +98,8 @@ def open_run(folder: Path) -> Run:
     settings["learning_rate"] = settings["learning_rate"] or None  # 0 was once what "left out" looked like
     config = getattr(stage, kinds[about["stage"]])(**settings)
     rows = list(read_jsonl(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
-    opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)
+    with quiet_unless(False):  # how its weights were drawn was said when it began
+        opened = _pretraining(about, config) if about["stage"] == "pretrain" else _tuning(about, config)
     own = "objective" in _inputs_of(folder)
     opened = replace(opened, folder=folder, rows=rows, processes=about.get("processes", 1), own_objective=own)
     return replace(opened, choices=states[0] if states else about.get("choices", {}))

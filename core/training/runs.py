@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "RUN",
     "check_context",
-    "check_held_out",
     "open_base",
     "sampler",
     "save",
@@ -75,18 +74,14 @@ def check_context(config: Any, shape: ModelConfig, folder: Path, other: str) -> 
         )
 
 
-def check_held_out(config: Any, validation: Sequence[Any], how: str) -> None:
-    """ConfigError if the best model is asked for and there is nothing to measure it on; `how` one comes by it."""
-    if config.keep == "best" and not validation:
-        raise ConfigError(f"keep = 'best' needs held-out text to measure on, and there is none\n{how}")
-
-
 def settings(config: Any) -> dict[str, Any]:
     """What identifies the work: all settings but those that change nothing in the result."""
     best = {"keep"} if getattr(config, "keep", "") == "best" else set()
     named = {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
     if "learning_rate" in named:
         named["learning_rate"] = named["learning_rate"] or 0.0  # as left out was always stored
+    if not named.get("mup_base_width"):
+        named.pop("mup_base_width", None)  # a run without it is the work that it was before there was µP
     return named
 
 

@@ -115,10 +115,18 @@ def _chosen(config: FinetuneConfig, count: int, step: int) -> list[tuple[int, in
 
 
 def measured(found: Found, tokenizer: Tokenizer, row: int) -> list[Batch]:
-    """Held-out wordings whose loss is followed, the same at every measurement."""
-    held_out = [_encoded(tokenizer, w) for w in found.held_out[:: max(1, len(found.held_out) // MEASURED)]]
-    held_out = [e for e in held_out if len(e) <= row]
-    return [pack(held_out, row, tokenizer.pad_id)] if held_out else []
+    """Held-out wordings whose loss is followed, the same at every measurement; TrainingError: none fits into a row."""
+    if not found.held_out:
+        return []
+    fit = [e for e in (_encoded(tokenizer, w) for w in found.held_out) if len(e) <= row]
+    if not fit:
+        raise TrainingError(
+            f"none of the {len(found.held_out):,} wordings held out fits into {row} tokens: nothing to measure on\n"
+            'Raise context, shorten them, or hold none out (no "held_out" in their rows).'
+        )
+    if len(fit) < len(found.held_out):
+        found.left_out[f"held-out wordings longer than {row} tokens"] += len(found.held_out) - len(fit)
+    return [pack(fit[:: max(1, len(fit) // MEASURED)], row, tokenizer.pad_id)]
 
 
 def _encoded(tokenizer: Tokenizer, wording: Wording, messages: Any = None) -> Example:

@@ -119,6 +119,12 @@ def test_a_share_of_files_is_held_out_whatever_else_is_there() -> None:
     some = {t.name: t.split for t in placed(reversed(texts(2000)[::3]), 0.1)}
     assert all(whole[name] == split for name, split in some.items())
     assert {t.split for t in placed(texts(100), 0)} == {"train"}
+    few = {t.name: t.split for t in placed(texts(9), 1e-9)}
+    assert len(few) == 9 and [*few.values()].count("validation") == 1
+    assert few == {t.name: t.split for t in placed(reversed(texts(9)), 1e-9)}
+    assert [t.split for t in placed(texts(1), 1e-9)] == ["train"]
+    given = Text("a", "validation", 3, "a", "corpus")
+    assert {t.split for t in placed([*texts(9), given], 1e-9) if t is not given} == {"train"}
     assert {t.split for t in placed(texts(100), 1)} == {"validation"}
 
 

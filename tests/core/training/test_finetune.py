@@ -11,7 +11,7 @@ import pytest
 from luthier.core.data.conversations import encode_prompt, stop_ids
 from luthier.core.data.questions import wording
 from luthier.core.data.shards import write_shards
-from luthier.core.errors import InputError, TrainingError
+from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.batches import IGNORED, chance
 from luthier.core.training.examples import Wording, encode_wording, read_wordings, vary
 from luthier.core.training.finetune import FinetuneConfig, _rate, finetune
@@ -65,7 +65,9 @@ def base(tmp_path_factory):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    config = PretrainConfig(**tiny, num_key_value_heads=1, context=32, batch_size=4, steps=10, threads=1)
+    config = PretrainConfig(
+        **tiny, num_key_value_heads=1, context=32, batch_size=4, steps=10, threads=1, validation_tokens=0
+    )
     pretrain(shards, folder / "model", config, tokenizer=folder / "tokenizer")
     return folder
 
@@ -160,6 +162,13 @@ def test_it_refuses_without_pairs_and_says_why(base, tmp_path):
         finetune(base / "model", [rows], tmp_path / "tuned")
     with pytest.raises(TrainingError, match=r"no example fits into 8 tokens"):
         finetune(base / "model", [write_rows(tmp_path / "q.jsonl", ROWS)], tmp_path / "t", FinetuneConfig(context=8))
+    long = [{**ROWS[1], "held_out": ["How long, " + "very long, " * 40 + "do strings last?"]}]
+    with pytest.raises(TrainingError, match=r"none of the 1 wordings held out fits into 64 tokens"):
+        finetune(base / "model", [write_rows(tmp_path / "q.jsonl", long)], tmp_path / "t", FinetuneConfig(context=64))
+    with pytest.raises(ConfigError, match=r"keep = 'best' goes by .* wordings held out, and there are none"):
+        finetune(
+            base / "model", [write_rows(tmp_path / "q.jsonl", ROWS[1:])], tmp_path / "t", FinetuneConfig(keep="best")
+        )
     with pytest.raises(InputError, match=r"no config.json"):
         finetune(tmp_path, [rows], tmp_path / "tuned")
     with pytest.raises(InputError, match=r"another tokenizer"):

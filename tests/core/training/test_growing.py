@@ -31,6 +31,7 @@ TINY: dict[str, Any] = {
     "batch_size": 4,
     "threads": 1,
     "steps": 4,
+    "validation_tokens": 0,
 }
 
 
@@ -125,7 +126,12 @@ def load_model_config(base: Path) -> dict[str, Any]:
 
 def test_pretraining_goes_on_with_the_same_vocabulary(base, tmp_path, capsys):
     """Without a tokenizer the base's own is taken, and its shape whatever the preset."""
-    pretrain(base / "shards", tmp_path / "model", PretrainConfig(threads=1, steps=1), base=base / "model")
+    pretrain(
+        base / "shards",
+        tmp_path / "model",
+        PretrainConfig(threads=1, steps=1, validation_tokens=0),
+        base=base / "model",
+    )
     assert "new ones" not in capsys.readouterr().err
     assert load_model(tmp_path / "model").config == load_model(base / "model").config
     assert load_tokenizer(tmp_path / "model").tokens == load_tokenizer(base / "model").tokens

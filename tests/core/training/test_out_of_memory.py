@@ -54,12 +54,13 @@ from luthier.core.training.pretrain import PretrainConfig, pretrain
 from luthier.core.training.finetune import FinetuneConfig
 from luthier.scripts.cli import run
 size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-first = PretrainConfig(steps=1, batch_size=8, context=128, threads=1, **size)  # loads every compiled loop
+size |= dict(steps=1, threads=1, validation_tokens=0)
+first = PretrainConfig(batch_size=8, context=128, **size)  # loads every compiled loop
 pretrain(Path("shards"), Path("first" + sys.argv[1]), first)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + (300 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-config = PretrainConfig(steps=1, batch_size=128, context=512, threads=1, micro_batch=int(sys.argv[1]), **size)
+config = PretrainConfig(batch_size=128, context=512, micro_batch=int(sys.argv[1]), **size)
 sys.exit(run(lambda _: print(pretrain(Path("shards"), Path("model"), config)), []))
 """
 

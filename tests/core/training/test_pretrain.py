@@ -152,6 +152,22 @@ def test_a_run_starts_from_a_vectors_folder(tmp_path, capsys):
         pretrain(shards, tmp_path / "other", small, vectors=tmp_path / "vectors")
 
 
+@pytest.mark.parametrize("held_out", [[], [np.arange(2, 6)]])
+def test_a_run_measures_on_held_out_text_unless_it_is_told_not_to(tmp_path, capsys, held_out):
+    """Held-out text shorter than a window is measured whole."""
+    shards = write_shards(tmp_path / "shards", [np.arange(2, 30)], held_out, vocab_size=40, eos_id=0)
+    done = pretrain(shards, tmp_path / "m", PretrainConfig(**TINY, steps=2, validation_tokens=16 if held_out else 0))
+    told = capsys.readouterr().err
+    assert ("held out     16 tokens, measured every 1 steps" in told) == bool(held_out)
+    assert ("nothing: only the training loss is measured" in told) == (done.validation_loss is None) == (not held_out)
+
+
+def test_one_of_several_folders_with_held_out_text_is_enough(tmp_path):
+    bare = write_shards(tmp_path / "bare", [np.arange(2, 30)], vocab_size=40, eos_id=0)
+    done = pretrain([bare, shards_of(tmp_path / "shards")], tmp_path / "m", PretrainConfig(**TINY, steps=2))
+    assert done.validation_loss is not None
+
+
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     shards = shards_of(tmp_path / "shards")
     with pytest.raises(ConfigError, match="model = 'dem': no such preset; did you mean 'demo'"):
@@ -167,8 +183,10 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         pretrain(shards, tmp_path / "m", tokenizer=tmp_path)
     unmeasured = write_shards(tmp_path / "unmeasured", [np.arange(2, 30)], vocab_size=40, eos_id=0)
-    with pytest.raises(ConfigError, match=r"keep = 'best' needs held-out text .*\n.*--validation-fraction"):
-        pretrain(unmeasured, tmp_path / "m", PretrainConfig(**TINY, keep="best"))
+    with pytest.raises(TrainingError, match=r"unmeasured: no held-out text .*\n.*without measuring: --validation-tok"):
+        pretrain(unmeasured, tmp_path / "m", PretrainConfig(**TINY))
+    with pytest.raises(ConfigError, match=r"keep = 'best' goes by .* held-out text: give validation_tokens"):
+        PretrainConfig(keep="best", validation_tokens=0)
     empty = write_shards(tmp_path / "empty", [], vocab_size=40, eos_id=0)
     with pytest.raises(TrainingError, match="holds no text to train on"):
         pretrain(empty, tmp_path / "m")

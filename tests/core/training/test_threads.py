@@ -47,7 +47,8 @@ def test_all_cores_only_if_they_beat_one(two, taken, monkeypatch, capsys):
 
 def test_a_run_that_is_begun_again_takes_its_first_choice(tmp_path, monkeypatch):
     """Killed before its first checkpoint, on a machine that is busier now."""
-    write_shards(tmp_path / "shards", [np.arange(90) % 60 for _ in range(9)], vocab_size=64, eos_id=63)
+    documents = [np.arange(90) % 60 for _ in range(9)]
+    write_shards(tmp_path / "shards", documents[1:], documents[:1], vocab_size=64, eos_id=63)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = PretrainConfig(**size, num_key_value_heads=1, context=32, batch_size=2, steps=2)  # pyright: ignore[reportArgumentType]
     building = tmp_path / ".model.building"
