@@ -71,15 +71,24 @@ def load_config(folder: Path | str) -> ModelConfig:
     """The decoder's numbers from a folder's config.json. Raises CheckpointError for what this decoder cannot be."""
     path = hub_folder(folder) / CONFIG
     raw = _read_json(path, f"{folder} is not a model folder: it has no {CONFIG}")
-    names = raw.get("architectures") or [f"none named (model_type {raw.get('model_type')!r})"]
-    if names[0] not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: architecture {names[0]} is not supported; those are {', '.join(ARCHITECTURES)}")
+    name = _architecture(raw)
+    if name not in ARCHITECTURES:
+        raise CheckpointError(f"{path}: architecture {name} is not supported; those are {', '.join(ARCHITECTURES)}")
     try:
-        return config_from_json(raw, ARCHITECTURES[names[0]])
+        return config_from_json(raw, ARCHITECTURES[name])
     except KeyError as error:
-        raise CheckpointError(f"{path} has no {error}, which {names[0]} needs") from error
+        raise CheckpointError(f"{path} has no {error}, which {name} needs") from error
     except (ModelConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    """The first that is named; where none is, the model_type's, by which transformers goes."""
+    named = raw.get("architectures")
+    if isinstance(named, list) and named:
+        return str(named[0])
+    of_type = {family: name for name, family in ARCHITECTURES.items()}
+    return of_type.get(str(raw.get("model_type")), f"none named (model_type {raw.get('model_type')!r})")
 
 
 # ---------------------------------------------------------------- reading
@@ -125,7 +134,10 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; all of those that the index names must be there."""
+    """The safetensors files of a folder: the one, which transformers takes too where there are both, or all of those
+    that the index names, which must be there."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         named = _read_json(folder / INDEX, "").get("weight_map")
         if not isinstance(named, dict) or not named:
@@ -136,8 +148,6 @@ def _weight_files(folder: Path) -> list[Path]:
                 first = min(name for name, f in named.items() if f == file.name)
                 raise CheckpointError(f"{file} is missing; {INDEX} expects {first} and more in it. Copy it again.")
         return files
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
     pickled = sorted(f.name for f in folder.glob("pytorch_model*.bin"))
     hint = f"; {pickled[0]} is a pickle, which may run code: convert it to safetensors first" if pickled else ""
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")

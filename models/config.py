@@ -17,6 +17,7 @@ pass keeps for the backward pass, some 8·C + 2·H·D + 4·K·D + 4·F numbers a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -78,11 +79,13 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in get_args(Scaling):
             raise ModelConfigError(f"rope_type = {self.rope_type!r}: choose one of {', '.join(get_args(Scaling))}")
-        if not self.factor >= 1:
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            _positive(name, getattr(self, name))
+        if self.factor < 1:
             raise ModelConfigError(f"rope scaling factor = {self.factor}: must be 1 or more")
         if not (self.low_freq_factor < self.high_freq_factor and self.beta_slow < self.beta_fast):
             raise ModelConfigError("rope scaling: low_freq_factor < high_freq_factor and beta_slow < beta_fast needed")
-        _positive("original_max_position_embeddings", self.original_max_position_embeddings)
+        _positive("original_max_position_embeddings", self.original_max_position_embeddings, int)
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,17 @@ class ModelConfig:
     """Standard deviation of a new weight (Radford et al. 2019, GPT-2)."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        whole = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*whole, "num_key_value_heads", "max_position_embeddings"):
+            _positive(name, getattr(self, name), int)
+        for name in ("rope_theta", "initializer_range", "rms_norm_eps"):
             _positive(name, getattr(self, name))
-        for name in ("num_key_value_heads", "max_position_embeddings", "rope_theta", "initializer_range"):
-            _positive(name, getattr(self, name))
+        for name in ("head_dim", "sliding_window"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name), int)
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ModelConfigError(f"{name} = {getattr(self, name)!r}: must be true or false")
         H, K = self.num_attention_heads, self.num_key_value_heads
         if K > H or H % K:
             raise ModelConfigError(
@@ -167,10 +177,8 @@ class ModelConfig:
                 raise ModelConfigError("rope_scaling has no place in gpt2, whose positions are learned")
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic" and self.head_size < 4:
             raise ModelConfigError("dynamic rope scaling needs a head_dim of 4 or more")
-        if self.sliding_window is not None:
-            _positive("sliding_window", self.sliding_window)
-            if self.model_type != "mistral":
-                raise ModelConfigError(f"sliding_window needs model_type = 'mistral', found {self.model_type!r}")
+        if self.sliding_window is not None and self.model_type != "mistral":
+            raise ModelConfigError(f"sliding_window needs model_type = 'mistral', found {self.model_type!r}")
 
     @property
     def head_size(self) -> int:
@@ -222,9 +230,10 @@ class ModelConfig:
         return self.model_type == "qwen3"
 
 
-def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ModelConfigError(f"{name} = {value}: must be greater than zero")
+def _positive(name: str, value: Any, kind: type = float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+        what = "whole number" if kind is int else "number"
+        raise ModelConfigError(f"{name} = {value!r}: must be a {what} greater than zero")
 
 
 def parameter_count(config: ModelConfig, *, embedding: bool = True) -> int:

@@ -66,22 +66,17 @@ def config_from_json(raw: dict[str, Any], family: str) -> ModelConfig:
     """Hugging Face's keys into ours. Raises ModelConfigError for what is not supported, KeyError for a key missing."""
     raw = LEFT_OUT[family] | raw
     if family == "gpt2":
-        raw |= {ours: raw.get(theirs) for ours, theirs in GPT2_KEYS.items() if theirs in raw}
+        raw |= {ours: raw[theirs] for ours, theirs in GPT2_KEYS.items() if theirs != "n_inner"}
         raw["intermediate_size"] = raw.get("n_inner") or 4 * raw["hidden_size"]
-    window = raw.get("sliding_window") if family == "mistral" or raw.get("use_sliding_window") else None
-    if family != "mistral" and window is not None:
-        raise ModelConfigError("use_sliding_window is true, which is supported for MistralForCausalLM only")
+    rope = _rope(raw)
     for key, supported in FIXED.items():
-        if raw.get(key, supported) != supported:
-            raise ModelConfigError(f"{key} = {raw[key]!r} is not supported, only {supported!r}")
+        if (found := rope.get(key, raw.get(key, supported))) != supported:
+            raise ModelConfigError(f"{key} = {found!r} is not supported, only {supported!r}")
     if (act := raw.get("hidden_act", "silu")) not in ACTIVATIONS:
         raise ModelConfigError(f"hidden_act = {act!r} is not supported; those are {', '.join(ACTIVATIONS)}")
     if "quantization_config" in raw:
         raise ModelConfigError("the weights are quantised (quantization_config); take the folder of the plain model")
     heads, P = raw["num_attention_heads"], raw["max_position_embeddings"]
-    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta", 10_000.0)} | (
-        raw.get("rope_scaling") or {}
-    )  # transformers 5 | transformers 4
     return ModelConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
@@ -99,9 +94,34 @@ def config_from_json(raw: dict[str, Any], family: str) -> ModelConfig:
         model_type=family,  # pyright: ignore[reportArgumentType]
         attention_bias=family in ("llama", "qwen3") and bool(raw.get("attention_bias")),
         mlp_bias=family == "llama" and bool(raw.get("mlp_bias")),
-        sliding_window=window,
+        sliding_window=_window(raw, family),
         initializer_range=raw.get("initializer_range", 0.02),
     )
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is said of rotary positions: rope_parameters in transformers 5, rope_theta and rope_scaling in 4."""
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and (not isinstance(value, dict) or any(isinstance(x, dict) for x in value.values())):
+            raise ModelConfigError(f"{key} = {value!r} is not supported, only one set of numbers for all layers")
+    return new or {"rope_theta": raw.get("rope_theta", 10_000.0)} | (old or {})
+
+
+def _window(raw: dict[str, Any], family: str) -> int | None:
+    """Tokens a query looks back. Mistral's window is every layer's; Qwen's, where it is on, those layers' from
+    max_window_layers on: often none."""
+    if family == "mistral":
+        return raw.get("sliding_window")
+    if family not in ("qwen2", "qwen3") or not raw.get("use_sliding_window") or raw.get("sliding_window", 0) is None:
+        return None
+    first, layers = raw.get("max_window_layers", 28), raw["num_hidden_layers"]
+    if "sliding_attention" in raw["layer_types"] if raw.get("layer_types") else first < layers:
+        raise ModelConfigError(
+            f"use_sliding_window is true (max_window_layers = {first} of {layers} layers), which is supported for "
+            "MistralForCausalLM only, where it is every layer's"
+        )
+    return None
 
 
 def _scaling(rope: dict[str, Any], context: int) -> RopeScaling | None:
@@ -117,8 +137,10 @@ def _scaling(rope: dict[str, Any], context: int) -> RopeScaling | None:
         given |= {"truncate": rope.get("truncate", True)}
         if rope.get("mscale") and rope.get("mscale_all_dim") and "attention_factor" not in given:
             raise ModelConfigError("rope scaling 'yarn' with mscale is not supported; give attention_factor")
+    elif kind in ("linear", "dynamic"):
+        given = {}
     else:
-        given = {}  # RopeScaling refuses what it does not know
+        return RopeScaling(rope_type=kind)  # which refuses what it does not know
     factor = rope["factor"] if rope.get("factor") or kind != "yarn" else context / original
     return RopeScaling(rope_type=kind, factor=factor, original_max_position_embeddings=original, **given)
 

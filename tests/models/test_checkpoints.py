@@ -185,6 +185,21 @@ def test_sharded_folders_are_read_and_written(tmp_path: Path) -> None:
     )
 
 
+def test_where_one_file_and_an_index_are_the_one_is_read(tmp_path: Path) -> None:
+    """As transformers does: shards of an earlier model may have been left behind."""
+    import transformers
+
+    model, ids = theirs("smollm"), tokens(1, 9)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2.0)
+    model.save_pretrained(tmp_path / "newer")
+    shutil.copy(tmp_path / "newer" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    assert distance(other, model(ids).logits) <= 1e-5 and distance(load_model(tmp_path)(ids), other) <= 1e-5
+
+
 def test_half_precision_is_kept_when_asked_for(tmp_path: Path) -> None:
     save_model(Transformer(preset("demo", vocab_size=64)).bfloat16(), tmp_path)
     assert load_model(tmp_path).embed_tokens.weight.dtype == torch.float32
