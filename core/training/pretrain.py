@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from luthier.core.training.loop import Fitted
     from luthier.core.training.parallel import Workers
     from luthier.models.config import ModelConfig
+    from luthier.models.transformer import Transformer
 
 __all__ = ["Prepared", "PretrainConfig", "PretrainSummary", "prepare", "pretrain"]
 
@@ -138,6 +139,8 @@ class Given:
 
         if config.weights and len(config.weights) != len(self.shards):
             raise ConfigError(f"{len(config.weights)} weights for {len(self.shards)} folders of shards: one each")
+        if self.base is not None and config.mup_base_width:
+            raise ConfigError("mup_base_width is for new weights: with --base, give a learning rate alone")
         opened = [open_shards(folder, "train") for folder in self.shards]
         for one in opened:
             if not len(one.tokens):
@@ -192,9 +195,8 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     from luthier.core.training.optimizers import make_optimizers
     from luthier.core.training.parallel import Workers, shard
     from luthier.core.training.schedules import learning_rate_factor
-    from luthier.models.config import flops_per_token, initializer_said
+    from luthier.models.config import flops_per_token
     from luthier.models.resize import extend_context
-    from luthier.models.transformer import Transformer
     from luthier.tokenizers.formats import load_tokenizer
 
     workers = workers or Workers()
@@ -205,8 +207,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
             model.config = extend_context(model.config, config.context, config.scale_positions)
         check_context(config, model.config, given.base, "or stretch its positions: --scale-positions yarn")
     else:
-        model = Transformer(model_config(config, train[0].vocab_size), torch.Generator().manual_seed(config.seed))
-        say(f"  new weights  {initializer_said(model.config)}")
+        model = _new_model(config, train[0].vocab_size)
     shape = model.config
     if given.vectors is not None:
         _start_from(model, given.vectors, given)
@@ -227,7 +228,12 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     arguments = {
         "model": model,
         "optimizers": make_optimizers(
-            model, name=config.optimizer, lr=rate_of(config, shape), weight_decay=config.weight_decay, seed=config.seed
+            model,
+            name=config.optimizer,
+            lr=rate_of(config, shape),
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+            mup_base_width=config.mup_base_width,
         ),
         "batch_at": batch_at,
         "steps": steps,
@@ -241,6 +247,25 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         "sample": sampler(model, tokenizer, config.sample),
     }
     return Prepared(model, arguments, config.context, shape, text, tokenizer)
+
+
+def _new_model(config: PretrainConfig, vocab_size: int) -> Transformer:
+    """A model with new weights, by the usual initializer or by µP, and how they were drawn on stderr."""
+    import torch
+
+    from luthier.models.config import initializer_said
+    from luthier.models.mup import init_by_width, mup_said
+    from luthier.models.transformer import Transformer
+
+    shape, base, generator = model_config(config, vocab_size), config.mup_base_width, torch.Generator()
+    generator.manual_seed(config.seed)
+    if not base:
+        say(f"  new weights  {initializer_said(shape)}")
+        return Transformer(shape, generator)
+    say(f"  new weights  {mup_said(shape, base)}")
+    model = Transformer(shape, device="meta").to_empty(device="cpu")
+    init_by_width(model, base, generator)
+    return model
 
 
 def _same_tokenizer(shards: Shards, folder: Path) -> None:

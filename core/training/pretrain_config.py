@@ -51,8 +51,12 @@ class PretrainConfig(LoopConfig):
     """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; or AdamW with means of one byte (2
     bytes a weight instead of 8) for the matrices."""
     learning_rate: float | None = None
-    """Highest learning rate, the same for Muon and AdamW; none: from the model's width, 1e-2 · 192 / hidden_size. µP,
-    where deviations and rates of single matrices follow the width, is Python's: models/mup.py, docs/transformer.md."""
+    """Highest learning rate, the same for Muon and AdamW; none: from the model's width (with µP: from the base's),
+    1e-2 · 192 / hidden_size."""
+    mup_base_width: int = 0
+    """µP (Yang et al. 2022, arXiv:2203.03466): the hidden_size at which the learning rate was tuned; new weights and
+    each matrix's rate follow from it, so that the rate holds for wider models with as many layers and heads as large
+    (docs/transformer.md). 0: the usual initializer, one rate for all."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """How the learning rate falls (core/training/schedules.py)."""
     warmup: float = 0.05
@@ -73,7 +77,7 @@ class PretrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = ("context", "batch_size")
-        zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm")
+        zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm", "mup_base_width")
         _check(self, positive, (*zero_or_more, "evaluate_every", "validation_tokens"))
         if self.keep == "best" and not self.validation_tokens:
             raise ConfigError("keep = 'best' goes by the loss on held-out text: give validation_tokens too")
@@ -121,5 +125,5 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
 def rate_of(config: PretrainConfig, shape: ModelConfig) -> float:
     """The learning rate that is set, or the one that fits the width: measured at 128, and falling as 1 / width, as it
     must where every layer's output is to change as much in a wide model as in a narrow one (Yang et al. 2022,
-    arXiv:2203.03466)."""
-    return config.learning_rate or 1e-2 * 192 / shape.hidden_size
+    arXiv:2203.03466). With µP it is that of the base width, and single matrices' follow from it (models/mup.py)."""
+    return config.learning_rate or 1e-2 * 192 / (config.mup_base_width or shape.hidden_size)

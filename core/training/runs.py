@@ -80,6 +80,8 @@ def settings(config: Any) -> dict[str, Any]:
     named = {name: value for name, value in asdict(config).items() if name not in UNSEEN - best}
     if "learning_rate" in named:
         named["learning_rate"] = named["learning_rate"] or 0.0  # as left out was always stored
+    if not named.get("mup_base_width"):
+        named.pop("mup_base_width", None)  # a run without it is the work that it was before there was µP
     return named
 
 
