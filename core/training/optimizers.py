@@ -195,7 +195,7 @@ def make_optimizers(
     plain = _groups(rest, lr, 0.0, factors)
     if name == "adamw":
         return [AdamW([*_groups(hidden, lr, weight_decay, factors), *plain], lr=lr, betas=betas, seed=seed)]
-    both: list[torch.optim.Optimizer] = [AdamW(plain, lr=lr, betas=betas, seed=seed)]
+    both: list[torch.optim.Optimizer] = [AdamW(plain, lr=lr, betas=betas, seed=seed)] if plain else []
     if hidden and name == "adamw-8bit":
         both.insert(0, AdamW8bit(_groups(hidden, lr, weight_decay, factors), lr=lr, betas=betas))
     elif hidden:
