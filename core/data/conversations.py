@@ -259,8 +259,7 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(str(part.get("text", "")) for part in value)
     if not isinstance(value, str) or not value.strip():
-        found = (
-            "is missing" if field not in row else "is empty" if value == "" or isinstance(value, str) else "is no text"
-        )
+        missing = f"is missing (the row has {', '.join(row)})"
+        found = missing if field not in row else "is empty" if isinstance(value, str) else "is no text"
         raise InputError(f"{where}: field '{field}' {found}: expected text")
     return value.strip()

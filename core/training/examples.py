@@ -128,7 +128,7 @@ def _add_questions(found: Found, questions: Sequence[Question]) -> None:
 def _wording(q: Question, question: str) -> Wording:
     row = {"id": q.id, "question": question, "answer": q.answer, "facts": q.facts, "language": q.language}
     messages = (Message("user", question), Message("assistant", q.answer))
-    return Wording(messages, f"{q.id} ({q.path or q.made_by})", {**row, "path": q.path})
+    return Wording(messages, f"{q.id} ({q.path or q.question})", {**row, "path": q.path})
 
 
 def _row_of(messages: Sequence[Message], where: str) -> dict[str, Any] | None:

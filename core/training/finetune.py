@@ -110,7 +110,7 @@ def finetune(
     check_adapters(config, model, None if tokenizer is None else Path(tokenizer))
     found = read_pairs(data) if config.objective == "dpo" else read_wordings(data)
     if not found.wordings and not found.preferences:
-        raise TrainingError(_nothing(found, data))
+        raise TrainingError(_nothing(found, data, config.objective))
     replay = None if replay is None else Path(replay)
     tokenizer = None if tokenizer is None else Path(tokenizer)
     inputs: dict[str, Path | str | None] = {
@@ -286,21 +286,20 @@ def _source(function: Any) -> str:
     return f"{function.__qualname__}\n{inspect.getsource(function)}"
 
 
-def _nothing(found: Found, data: Sequence[Path]) -> str:
+def _nothing(found: Found, data: Sequence[Path], objective: str) -> str:
     read = ", ".join(str(path) for path in data) or "no file"
     why = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-    return (
-        f"no pairs to train on in {read}" + (f": {why}" if why else "") + "\n"
-        "Make some with `luthier questions CORPUS`, or write your own: "
-        '{"question": "…", "answer": "…"}, one a line.'
-    )
+    how = 'Make some with `luthier questions CORPUS`, or write your own: {"question": "…", "answer": "…"}, one a line.'
+    if objective == "dpo":
+        how = 'Write {"prompt": "…", "chosen": "…", "rejected": "…"}, one a line.'
+    return f"nothing to train on in {read}" + (f": {why}" if why else "") + f"\n{how}"
 
 
 def _say_plan(
     config: FinetuneConfig, found: Found, run: dict[str, Any], tokenizer: Tokenizer, first: Batch, replay: Path | None
 ) -> None:
     from luthier.core.data.chat_templates import template_of
-    from luthier.core.training.plan import pieces_said, say_machine, say_work
+    from luthier.core.training.plan import pieces_said, say_held_out, say_machine, say_work
 
     rows, width = first.ids_BT.shape
     fill = float((first.document_BT >= 0).float().mean())
@@ -320,6 +319,7 @@ def _say_plan(
         say(f"  left out     {count:,} {reason}")
     text = f", {config.replay_share:.0%} of the trained tokens plain text from {replay}" if replay else ""
     say(f"  steps        {run['steps']:,} of {config.batch_size} examples: {config.epochs:g} epochs{text}")
+    say_held_out(run)
     say_work(run, config, model.config, first, trained, frozen)
     say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {config.schedule}")
     say_machine(model, config)

@@ -23,7 +23,7 @@ from luthier.core.console import duration, say
 if TYPE_CHECKING:
     from luthier.core.training.batches import Batch
 
-__all__ = ["pieces_said", "quiet_unless", "say_machine", "say_plan", "say_work", "training_memory"]
+__all__ = ["pieces_said", "quiet_unless", "say_held_out", "say_machine", "say_plan", "say_work", "training_memory"]
 
 USUAL = 0.5  # of a matrix product's speed: what training reached in docs/benchmarks
 SHOWN = 96  # tokens of the first batch
@@ -61,9 +61,7 @@ def say_plan(prepared: Any, config: Any) -> None:
         f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens"
         f"{pieces_said(config.batch_size, config)} ({why}): {passes:.1f} passes over the text"
     )
-    measured = sum(batch.trained for batch in run["validation"])
-    every = f"{measured:,} tokens, measured every {run['evaluate_every']:,} steps and at the end"
-    say(f"  held out     {every if measured else 'nothing: only the training loss is measured'}")
+    say_held_out(run)
     say_work(run, config, shape, first, parameter_count(shape))
     say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
     if config.mup_base_width:
@@ -88,6 +86,14 @@ def pieces_said(rows: int, config: Any) -> str:
     """Into how many pieces a step's rows are cut, where they are."""
     pieces = -(-rows // config.micro_batch) if config.micro_batch else 1
     return f", each in {pieces} pieces" if pieces > 1 else ""
+
+
+def say_held_out(run: dict[str, Any]) -> None:
+    """What the loss is measured on beside the training text, and how often."""
+    measured, steps = sum(batch.trained for batch in run["validation"]), run["evaluate_every"]
+    often = f"every {steps:,} steps" if steps > 1 else "at every step"
+    said = f"{measured:,} tokens, measured {often}" if measured else "nothing: only the training loss is measured"
+    say(f"  held out     {said}")
 
 
 def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained: int, frozen: int = 0) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.artifacts import atomic_open
+from luthier.core.console import say
 from luthier.core.data.questions import wording as same_words
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.batches import Batch, Example, chance, mixed, pack
@@ -187,5 +188,7 @@ def _report(found: Found, over: list[tuple[int, str]], any_left: bool, row: int,
             f"{len(over):,} examples are longer than {row} tokens: {where}\n"
             "Raise context, shorten them, or say what becomes of them: --too-long drop, or split."
         )
-    what = "examples split, since they are" if config.too_long == "split" else "examples"
-    found.left_out[f"{what} longer than {row} tokens ({where})"] += len(over)
+    if config.too_long == "split":
+        say(f"  split        {len(over):,} examples longer than {row} tokens ({where})")
+    else:
+        found.left_out[f"examples longer than {row} tokens ({where})"] += len(over)

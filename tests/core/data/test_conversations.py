@@ -288,7 +288,7 @@ def test_mixed_rows_input_lists_and_gzip(tmp_path: Path) -> None:
         ('{"conversations": [{"from": "tool", "value": "x"}]}', "conversations[0]: field 'from' is 'tool'"),
         ('{"instruction": "x", "output": ""}', "a.jsonl:2: field 'output' is empty"),
         ('{"instruction": "x", "input": 3, "output": "y"}', "a.jsonl:2: field 'input' is no text"),
-        ('{"prompt": "x", "response": "y"}', "a.jsonl:2: field 'completion' is missing"),
+        ('{"prompt": "x", "response": "y"}', "a.jsonl:2: field 'completion' is missing (the row has prompt, response)"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, row: str, message: str) -> None:

@@ -132,6 +132,7 @@ def test_a_run_learns_what_is_preferred(base: Path, tmp_path: Path, rank: int, c
     done = finetune(base / "model", [base / "p.jsonl"], tmp_path / "out", config)
     told = capsys.readouterr().err
     assert "1 preferences whose two answers are the same" in told and "β = 0.1" in told and "the worse one:" in told
+    assert "held out     nothing: only the training loss is measured" in told
     assert done.steps == 16 and done.pairs == 8 and done.loss < 0.4 and "8 preferences" in str(done)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and abs(rows[0]["reward_margin"]) < 1e-6
@@ -153,6 +154,9 @@ def test_what_does_not_fit_is_said(base: Path, tmp_path: Path) -> None:
         TrainingError, match=r"examples are longer than 30 tokens: the longest has \d+ tokens, the first is"
     ):
         run(30, "error")
+    (tmp_path / "same.jsonl").write_text(json.dumps({"prompt": "Q", "chosen": "same", "rejected": "same"}))
+    with pytest.raises(TrainingError, match=r"same.jsonl: 1 preferences whose .*\nWrite .*rejected"):
+        finetune(base / "model", [tmp_path / "same.jsonl"], tmp_path / "out", FinetuneConfig(objective="dpo"))
     assert not (tmp_path / "out").exists()
 
 

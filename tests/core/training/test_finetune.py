@@ -142,6 +142,7 @@ def test_a_tiny_model_answers_word_for_word(base, tmp_path, capsys):
     done = finetune(base / "model", [rows], tmp_path / "tuned", config, replay=base / "shards")
     told = capsys.readouterr().err
     assert "⟦The top is spruce.<|im_end|>⟧" in told and "volatile pairs" in told and "tokens trained" in told
+    assert "held out     10 tokens, measured every 30 steps" in told
     assert done.pairs == 3 and done.examples == 5 and done.held_out_loss is not None
     tokenizer, model = load_tokenizer(tmp_path / "tuned"), load_model(tmp_path / "tuned")
     trained = [json.loads(line) for line in (tmp_path / "tuned" / "trained_pairs.jsonl").read_text().splitlines()]
@@ -158,7 +159,7 @@ def test_a_tiny_model_answers_word_for_word(base, tmp_path, capsys):
 
 def test_it_refuses_without_pairs_and_says_why(base, tmp_path):
     rows = write_rows(tmp_path / "q.jsonl", ROWS[3:])
-    with pytest.raises(TrainingError, match=r"no pairs to train on(.|\n)*1 volatile(.|\n)*1 pairs of the validation"):
+    with pytest.raises(TrainingError, match=r"nothing to train on(.|\n)*1 volatile(.|\n)*1 pairs of the validation"):
         finetune(base / "model", [rows], tmp_path / "tuned")
     with pytest.raises(TrainingError, match=r"no example fits into 8 tokens"):
         finetune(base / "model", [write_rows(tmp_path / "q.jsonl", ROWS)], tmp_path / "t", FinetuneConfig(context=8))

@@ -158,7 +158,7 @@ def test_a_run_measures_on_held_out_text_unless_it_is_told_not_to(tmp_path, caps
     shards = write_shards(tmp_path / "shards", [np.arange(2, 30)], held_out, vocab_size=40, eos_id=0)
     done = pretrain(shards, tmp_path / "m", PretrainConfig(**TINY, steps=2, validation_tokens=16 if held_out else 0))
     told = capsys.readouterr().err
-    assert ("held out     16 tokens, measured every 1 steps" in told) == bool(held_out)
+    assert ("held out     16 tokens, measured at every step" in told) == bool(held_out)
     assert ("nothing: only the training loss is measured" in told) == (done.validation_loss is None) == (not held_out)
 
 
