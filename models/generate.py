@@ -180,7 +180,7 @@ def _steps(
     for row, prompt in enumerate(prompts):
         ids_BT[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
     ids_BT, context = ids_BT.to(device), model.config.context
-    cache = Cache(model.config, first_B, longest + max_new_tokens, dtype)
+    cache, padding = Cache(model.config, first_B, longest + max_new_tokens, dtype), 0  # padding of the longest text
     for step in range(max_new_tokens):
         hidden_BC = model.hidden(ids_BT, cache=cache)[:, -1]
         logits_BV = F.linear(hidden_BC, model.head_weight[:vocab_size]).float()
@@ -189,8 +189,8 @@ def _steps(
         keep = yield ids_B, logprobs_B
         if keep is not None:
             cache.keep(keep)
-            ids_B, uniform_BM = ids_B[keep], uniform_BM[keep.cpu()]
-        if cache.length - int(cache.first_B.min()) + 1 >= context:  # the token chosen now was the last that fits
+            ids_B, uniform_BM, padding = ids_B[keep], uniform_BM[keep.cpu()], int(cache.first_B.min())
+        if cache.length - padding + 1 >= context:  # the token chosen now was the last that fits
             return
         ids_BT = ids_B[:, None]
 
