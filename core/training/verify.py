@@ -103,18 +103,15 @@ def _weights_differ(run: Run, step: int) -> tuple[str, bool]:
     from safetensors.torch import load_file
 
     from luthier.core.training.checkpoint import trained_weights
+    from luthier.models.adapter_files import open_model
+    from luthier.models.lora import merge_adapters
 
     model, place = run.arguments["model"], checkpoints_of(run.folder).get(step)
     if place is not None:
-        kept = load_file(place / "model.safetensors")
-    elif (run.folder / "manifest.json").is_file() and (run.folder / "config.json").is_file():
-        from luthier.models.checkpoints import load_model
-
-        kept = dict(load_model(run.folder).named_parameters())
+        kept, made = load_file(place / "model.safetensors"), trained_weights(model)
+    elif (run.folder / "manifest.json").is_file():  # a whole model, or adapters: alike once they are merged
+        kept, made = (dict(merge_adapters(m).named_parameters()) for m in (open_model(run.folder), model))
     else:
-        return "", False
-    made = trained_weights(model)
-    if not made.keys() <= kept.keys():  # adapters that were merged, or are kept in a format of their own
         return "", False
     for name, p in made.items():
         if not torch.equal(p.detach().cpu(), kept[name].detach()):

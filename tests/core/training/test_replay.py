@@ -205,13 +205,31 @@ def test_what_cannot_be_rebuilt_is_said(place, tmp_path):
         replay(model, 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}])
+KINDS = (
+    {},
+    {"lora_rank": 2},
+    {"lora_rank": 2, "merge": True},
+    {"lora_rank": 2, "lora_kind": "dora", "quantize": "nf4"},
+)
+
+
+@pytest.mark.parametrize("settings", KINDS)
 def test_tuning_is_rebuilt_too(place, tmp_path, settings):
     rows = [{"question": f"What is part {i} made of?", "answer": f"It is made of {i}."} for i in range(8)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = FinetuneConfig(epochs=6, batch_size=4, context=64, threads=1, keep="every", **settings)
     finetune(place / "model", [tmp_path / "q.jsonl"], tmp_path / "tuned", config)
-    assert replay(tmp_path / "tuned", 11).exact and verify(tmp_path / "tuned", segments=5).equal
+    assert replay(tmp_path / "tuned", 11).exact
+    found = verify(tmp_path / "tuned", segments=5)
+    assert found.equal and all(stretch.compared for stretch in found.stretches)
+    if "lora_rank" in settings:
+        changed = tmp_path / "tuned" / ("model.safetensors" if "merge" in settings else "adapter_model.safetensors")
+        weights = load_file(changed)
+        name = next(name for name in weights if "q_proj" in name)
+        weights[name][0, 0] += 1e-3
+        save_file(weights, changed, metadata={"format": "pt"})
+        found = verify(tmp_path / "tuned", segments=5)
+        assert [s.weights for s in found.stretches] == ["", "", "", "layers.0.self_attn.q_proj.weight"]
 
 
 def test_show_a_step_and_two_curves(place, tmp_path, capsys):
