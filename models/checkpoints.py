@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from luthier.models.layouts import (
 )
 from luthier.models.transformer import Transformer
 
-__all__ = ["ARCHITECTURES", "CheckpointError", "hub_folder", "load_config", "load_model", "save_model"]
+__all__ = ["ARCHITECTURES", "CheckpointError", "check_weights", "hub_folder", "load_config", "load_model", "save_model"]
 
 MOST_BYTES_A_FILE = 5 * 10**9  # where Hugging Face's own writer begins another file
 HUB = "hub:"
@@ -102,12 +102,9 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = None) -> Trans
     folder = hub_folder(folder)
     config, dtype = load_config(folder), dtype or torch.float32
     model, family = Transformer(config, device="meta"), config.model_type
-    expected = {name: t.shape for name, t in to_theirs(dict(model.named_parameters()), family).items()}
     state: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        opened = {path: stack.enter_context(_open(path)) for path in _weight_files(folder)}
-        where = {full_name(name, family): (path, file, name) for path, file in opened.items() for name in file.keys()}  # noqa: SIM118
-        _compare(folder, expected, where, family, tied=config.tie_word_embeddings)
+        expected, where = _compared(folder, model, stack)
         for name in expected:
             state |= to_ours(name, _finite(*where[name]).to(dtype), family)
         if config.tie_word_embeddings and "lm_head.weight" in where:
@@ -119,6 +116,14 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = None) -> Trans
                 )
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def check_weights(folder: Path | str) -> None:
+    """Compare names and shapes of a folder's tensors with its config.json, without reading numbers. Raises
+    CheckpointError."""
+    folder = hub_folder(folder)
+    with contextlib.ExitStack() as stack:
+        _compared(folder, Transformer(load_config(folder), device="meta"), stack)
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -162,6 +167,20 @@ def _open(path: Path) -> Any:
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged or cut short: {error}. Copy it again."
         ) from error
+
+
+def _compared(
+    folder: Path, model: Transformer, stack: contextlib.ExitStack
+) -> tuple[Collection[str], dict[str, tuple[Path, Any, str]]]:
+    """The names of a model's tensors in Hugging Face's spelling, and where each is: files, open while `stack` is."""
+    config = model.config
+    expected = {name: t.shape for name, t in to_theirs(dict(model.named_parameters()), config.model_type).items()}
+    where: dict[str, tuple[Path, Any, str]] = {}
+    for path in _weight_files(folder):
+        file = stack.enter_context(_open(path))
+        where |= {full_name(name, config.model_type): (path, file, name) for name in file.keys()}  # noqa: SIM118
+    _compare(folder, expected, where, config.model_type, tied=config.tie_word_embeddings)
+    return expected, where
 
 
 def _compare(

@@ -30,16 +30,20 @@ SURE, UNSURE = 2.0, 8.0  # bits: coloured green up to the first, red from the se
 def show_model(folder: Path, text: str | None = None, page: Path | None = None) -> None:
     """Print a model folder's layers, shapes, parameters, memory and work a token; with `text` its loss at each token.
 
-    Raises CheckpointError if it is no model folder, InputError for a text that cannot be tried.
+    Raises CheckpointError if it is no model folder or, after what config.json says, its weights are others; InputError
+    for a text that cannot be tried.
     """
     from luthier.models.adapter_files import base_of, is_adapter
-    from luthier.models.checkpoints import load_config
+    from luthier.models.checkpoints import check_weights, load_config
 
     if page is not None and text is None:
         raise InputError("a page is of a text: add --text")
     folder, console = Path(folder), _console()
-    config = load_config(base_of(folder) if is_adapter(folder) else folder)
+    whole = base_of(folder) if is_adapter(folder) else folder
+    config = load_config(whole)
     _head(console, folder, config)
+    if _stored(whole):
+        check_weights(whole)
     if is_adapter(folder):
         _adapter(console, folder)
     if text is not None:
@@ -71,7 +75,7 @@ def _head(console: Console, folder: Path, config: ModelConfig) -> None:
         f"{folder}: a decoder of {total:,} parameters ({inner:,} without embedding and head), {config.model_type}",
         f"{config.num_hidden_layers} layers of width {config.hidden_size:,}; {sharing} of {config.head_size}",
         f"{config.vocab_size:,} tokens; head: {head}; context: {context:,} tokens{_scaled(config)}",
-        f"weights: {_size(4 * total)} in float32, {_size(_stored(folder))} on disk",
+        f"weights: {_size(4 * total)} in float32, {_size(stored) if (stored := _stored(folder)) else 'none'} on disk",
         f"training: some {_size(training_bytes(config, 4096))} for steps of 4,096 tokens with AdamW",
         f"generating: {_size(cache_bytes(config, context))} of keys and values for a full context",
         f"work a token at full context: {_operations(work)} to read, {_operations(3 * work)} to train",

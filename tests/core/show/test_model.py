@@ -40,6 +40,19 @@ def test_parameters_and_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str
         show_model(tmp_path / "nothing")
 
 
+def test_weights_that_are_not_what_config_says_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After what config.json says; a folder without weights has that alone."""
+    save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=1)), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut short"):
+        show_model(tmp_path)
+    assert "layers.N.mlp.down_proj.weight" in capsys.readouterr().out
+    weights.unlink()
+    show_model(tmp_path)
+    assert "none on disk" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "GPT2"])
 def test_attention_and_lens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     """Maps against output_attentions of the eager kind, the lens against norm and head on output_hidden_states."""
