@@ -20,10 +20,10 @@ come out right; biases that learn at once leave the vectors nothing of a word's 
 
 A word's final vector is w + c (§4.2): with a symmetric window the two tables differ by chance only.
 
-What costs time is fetching rows. So pairs are visited in tiles of 512 × 512 words: the rows of a tile stay near the
-core and serve it many times. But a tile of frequent words has a quarter of a million pairs, and visited in one go they
-draw their rows towards each other alone: analogies suffer (docs/vectors.md). So each tile's pairs are dealt by chance
-into parts of about 512, and all parts of all tiles are visited in one order by chance, drawn once.
+Pairs are visited in one order by chance, drawn once, as by Stanford's program. Tile by tile, so that rows stay near the
+core, they would go half again as fast, but that is no order by chance, and whole tiles cost analogies
+(docs/vectors.md). What then takes time is fetching two rows for each pair: they are called for (prefetch) while the
+pairs before it are computed.
 
 A number and the sum of its squared gradients lie in the same row, and the processor's estimate of 1/√ with one Newton
 step stands for a root and a division (the compiler makes it of `afn` and `arcp`).
@@ -44,15 +44,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from luthier.models.cooccurrence import Cooccurrences
 from luthier.models.vectors import Trained, VectorsError
 
 __all__ = ["Diverged", "Progress", "adagrad", "adagrad_plain", "train_glove"]
 
-TILE = 512  # words
-PART = 512  # pairs of a tile that are visited in one go
+PART = 1 << 16  # pairs that are dealt together and then shuffled: 1 MB
+AHEAD = 4  # pairs before it is visited, a pair's rows are called for
 ROUND = 1_000_000  # pairs a thread trains between two looks at the keyboard and the loss
 _FAST: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 LIMIT = 1e4  # log X is below 50 for any corpus; a product this far off will not come back
@@ -108,12 +111,33 @@ def adagrad_plain(i, j, log_x, f, first, last, W, C, b, eta):
 # ---------------------------------------------------------------- the fast twin
 
 
+@intrinsic
+def _prefetch(typingctx: Any, table: Any, row: Any) -> Any:
+    """Call for a row that will be changed soon, a line of the cache (64 bytes) at a time."""
+
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        whole, small, byte = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, small, small, small])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        size = builder.extract_value(array.strides, 0)
+        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], size)])
+        with cgutils.for_range_slice(builder, whole(0), size, whole(64), intp=whole) as (at, _):
+            builder.call(call, [builder.gep(start, [at]), small(1), small(3), small(1)])  # to be changed, kept, data
+        return context.get_dummy_value()
+
+    return types.void(table, types.int64), make
+
+
 @njit(**_FAST, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "afn", "nsz"})
 def adagrad(i, j, log_x, f, first, last, W, C, b, eta):
     """Visit pairs first … last − 1: rows i and j int32, log_x and f float32. The tables of `Progress` are changed in
     place; `eta` float32. Returns (Σ ½ f diff², −1), or the number of the pair whose product is no number of use."""
     loss, P, one = 0.0, W.shape[1] // 2, np.float32(1)
     for n in range(first, last):
+        if n + AHEAD < last:
+            _prefetch(W, i[n + AHEAD])  # pyright: ignore[reportCallIssue]
+            _prefetch(C, j[n + AHEAD])  # pyright: ignore[reportCallIssue]
         row, column = np.uint64(i[n]), np.uint64(j[n])
         w, c = W[row], C[column]
         diff = b[row, 0] + b[column, 1] - log_x[n]
@@ -175,7 +199,7 @@ def train_glove(
         raise VectorsError("no two words stand within a window of each other: nothing to learn vectors from")
     rng = np.random.default_rng(seed)
     progress = begun or _start(size, vector_size, rng)
-    lined = _in_parts(pairs, size, x_max, alpha, np.random.default_rng([seed, 1]), folder)
+    lined = _in_order(pairs, x_max, alpha, np.random.default_rng([seed, 1]), folder)
     with ThreadPoolExecutor(workers) as pool:
         while len(progress.losses) < iterations:
             while progress.visited < len(lined.i):
@@ -236,22 +260,13 @@ class Lined(NamedTuple):
     f: np.ndarray
 
 
-def _in_parts(
-    pairs: Cooccurrences, size: int, x_max: float, alpha: float, rng: np.random.Generator, folder: Path | None
-) -> Lined:
-    """The pairs by parts of tiles of 512 × 512 words, the parts in an order by chance, and by chance within each."""
-    tiles = -(-size // TILE)
-    counts = np.zeros(tiles * tiles, np.int64)
-    _count_tiles(pairs.i, pairs.j, TILE, tiles, counts)
-    first = np.concatenate([[0], np.cumsum(-(-counts // PART))])  # number of the first part of each tile
-    place, state = rng.permutation(int(first[-1])), np.uint64(rng.integers(2**63))
-    counts = np.zeros(len(place), np.int64)
-    _count_parts(pairs.i, pairs.j, TILE, tiles, first, state, counts)
-    ends = np.zeros(len(place) + 1, np.int64)
-    ends[place + 1] = counts
-    ends = np.cumsum(ends)
+def _in_order(pairs: Cooccurrences, x_max: float, alpha: float, rng: np.random.Generator, folder: Path | None) -> Lined:
+    """The pairs in an order by chance: dealt into parts, each of which then fits into the cache to be shuffled."""
+    state, counts = np.uint64(rng.integers(2**63)), np.zeros(-(-len(pairs.x) // PART), np.int64)
+    _count_parts(len(pairs.x), state, counts)
+    ends = np.concatenate([[0], np.cumsum(counts)])
     lined = Lined(*(_array(len(pairs.x), dtype, folder, n) for n, dtype in zip(Lined._fields, "iiff", strict=True)))
-    _lay(*pairs, TILE, tiles, first, state, place, ends[:-1].copy(), lined.i, lined.j, lined.log_x)
+    _deal(*pairs, state, ends[:-1].copy(), lined.i, lined.j, lined.log_x)
     _shuffle(ends, np.uint64(rng.integers(2**63)), lined.i, lined.j, lined.log_x)
     for start in range(0, len(pairs.x), ROUND):
         part = slice(start, start + ROUND)
@@ -279,25 +294,19 @@ def _below(state, room):
 
 
 @njit(**_FAST)
-def _count_tiles(i, j, size, tiles, counts):
-    for n in range(len(i)):
-        counts[i[n] // size * tiles + j[n] // size] += 1
-
-
-@njit(**_FAST)
-def _count_parts(i, j, size, tiles, first, state, counts):
+def _count_parts(length, state, counts):
     """How many pairs each part is dealt."""
-    for n in range(len(i)):
-        tile, state = i[n] // size * tiles + j[n] // size, _next(state)
-        counts[first[tile] + _below(state, first[tile + 1] - first[tile])] += 1
+    for _ in range(length):
+        state = _next(state)
+        counts[_below(state, len(counts))] += 1
 
 
 @njit(**_FAST)
-def _lay(i, j, x, size, tiles, first, state, place, ends, to_i, to_j, to_x):
+def _deal(i, j, x, state, ends, to_i, to_j, to_x):
     """Each pair to the end of its part, dealt as in `_count_parts`."""
     for n in range(len(i)):
-        tile, state = i[n] // size * tiles + j[n] // size, _next(state)
-        part = place[first[tile] + _below(state, first[tile + 1] - first[tile])]
+        state = _next(state)
+        part = _below(state, len(ends))
         at = ends[part]
         to_i[at], to_j[at], to_x[at] = i[n], j[n], x[n]
         ends[part] = at + 1

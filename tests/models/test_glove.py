@@ -80,31 +80,30 @@ def test_a_training_that_went_on_has_the_bits_of_one_that_was_never_stopped(pair
         assert rest.losses == whole.losses
 
 
-@pytest.mark.parametrize("tile", [512, 10])
-def test_every_pair_is_visited_once(pairs, monkeypatch, tile):
-    lined = parts_of(pairs, monkeypatch, tile)
-    found = sorted(zip(lined.i.tolist(), lined.j.tolist(), lined.log_x.tolist(), lined.f.tolist(), strict=True))
+@pytest.mark.parametrize("part", [1 << 16, 20])
+def test_every_pair_is_visited_once(pairs, monkeypatch, part):
+    monkeypatch.setattr(glove, "PART", part)
+    order = ordered(pairs)
+    found = sorted(zip(order.i.tolist(), order.j.tolist(), order.log_x.tolist(), order.f.tolist(), strict=True))
     f = np.minimum(1, (pairs.x / 10) ** 0.75)
     np.testing.assert_allclose(found, np.stack([pairs.i, pairs.j, np.log(pairs.x), f], axis=1), rtol=1e-5, atol=1e-6)
-    assert lined.i.tolist() != sorted(lined.i.tolist())
+    assert order.i.tolist() != sorted(order.i.tolist())
 
 
-def test_pairs_come_by_tiles_and_a_full_tile_comes_in_parts(pairs, monkeypatch):
-    """Tiles of 10 × 10 words, parts of about 20 pairs: next to a pair stands mostly one of its own tile, but the tile
-    of the ten commonest words, which is full, is visited in several goes."""
-    lined = parts_of(pairs, monkeypatch, 10)
-    tiles = lined.i // 10 * 4 + lined.j // 10
-    goes = 1 + np.flatnonzero(np.diff(tiles))
-    most = -(-np.bincount(tiles) // 20)
-    assert len(goes) < most.sum()  # parts of one tile may meet
-    assert most[0] > 3
-    assert 1 < np.count_nonzero(tiles[[0, *goes]] == 0) <= most[0]
+@pytest.mark.parametrize("part", [1 << 16, 20])
+def test_the_order_is_by_chance(pairs, monkeypatch, part):
+    """Place against place before: no correlation, nor with the order of another seed."""
+    monkeypatch.setattr(glove, "PART", part)
+    order = [ordered(pairs, seed) for seed in (0, 1)]
+    number = {pair: n for n, pair in enumerate(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))}
+    places = [[number[pair] for pair in zip(o.i.tolist(), o.j.tolist(), strict=True)] for o in order]
+    n = len(pairs.x)
+    for a, b in ((places[0], range(n)), (places[1], range(n)), places):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / n**0.5
 
 
-def parts_of(pairs, monkeypatch, tile):
-    monkeypatch.setattr(glove, "TILE", tile)
-    monkeypatch.setattr(glove, "PART", 20)
-    return glove._in_parts(pairs, 40, 10, 0.75, np.random.default_rng(0), None)
+def ordered(pairs, seed=0):
+    return glove._in_order(pairs, 10, 0.75, np.random.default_rng(seed), None)
 
 
 def test_a_table_that_has_an_exact_solution_is_found():
