@@ -22,7 +22,7 @@ def make(width: int, tied: bool, **more: Any) -> Transformer:
 
 def change(width: int, tied: bool, optimizer: str, by_width: bool) -> dict[str, float]:
     """Root mean square of what three steps change in the logits and in what the first layer's parts put out: the
-    coordinate check of the paper's appendix D.1."""
+    paper's coordinate check."""
     model = make(width, tied)
     if by_width:
         init_by_width(model, BASE)
