@@ -22,7 +22,8 @@ written is like any other, and opens elsewhere with equal logits.
 (optimizers.py) and not, as Adam's does, by η·columns: √m is left to divide by (Yang, Simon & Bernstein 2023,
 arXiv:2310.17813).
 
-**Decay** of a weight a step stays η·λ at all widths, as in the authors' github.com/microsoft/mup, so λ grows as the rate falls.
+**Decay** of a weight a step stays η·λ at all widths, as in the authors' github.com/microsoft/mup, so λ grows as the
+rate falls.
 
 Only widths are meant: keep head_dim (more heads instead), the ratio of intermediate_size to hidden_size, and the number
 of layers. Where head_dim stays, attention's scale may stay 1/√D; the paper's 1/D is for heads that grow.
