@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,5 +322,7 @@ def _load_together(
             target[key] = torch.zeros_like(like, dtype=kind) if same else torch.zeros(about.size, dtype=kind)
         elif key.startswith("random."):
             target[key] = torch.zeros(about.size, dtype=about.properties.dtype)
-    dcp.load(target, checkpoint_id=place, no_dist=alone)  # pyright: ignore[reportPrivateImportUsage]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # alone, as was asked for
+        dcp.load(target, checkpoint_id=place, no_dist=alone)  # pyright: ignore[reportPrivateImportUsage]
     return _under("weights", target), tensors_of_optimizer(target)

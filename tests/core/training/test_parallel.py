@@ -129,6 +129,7 @@ def test_resumed_on_two_processes_is_bit_equal(place, kind):
 
 
 @pytest.mark.parametrize(("kind", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
+@pytest.mark.filterwarnings("error:torch.distributed is disabled")
 def test_two_processes_checkpoints_load_in_one(place, kind, optimizer):
     settings = f"PretrainConfig({SETTINGS}, optimizer={optimizer!r}, micro_batch=2, allow_inexact=ALLOW)"
     config = eval(settings.replace("ALLOW", "False"), {"PretrainConfig": PretrainConfig})
