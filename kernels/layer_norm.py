@@ -8,7 +8,9 @@ mean(x²) − μ² would cancel where μ is large. Backward, with d = dy ⊙ g:
     db = Σ_rows dy,    dg = Σ_rows dy ⊙ x̂,    dx = r · (d − mean(d) − x̂ · mean(d ⊙ x̂))
 
 As in rms_norm.py a program holds whole rows, numbers are read once, and each program of the backward pass keeps its own
-sums of dg and db, added at the end in a fixed order. On a CPU PyTorch's own fused kernel does the same.
+sums of dg and db, added at the end in a fixed order. On a CPU one pass over memory does the same (row_loops.py), or
+PyTorch's own fused kernel. `add_layer_norm` takes the addition before the norm along, h = x + residual, on a CPU in the
+same pass.
 
 Legend: N rows (any number of leading dimensions), C components; R rows and BLOCK ≥ C components in a program.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,9 +35,10 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
+from luthier.kernels.processor import compiled, row_loops
 from luthier.kernels.rms_norm import settings
 
-__all__ = ["cost", "layer_norm", "layer_norm_reference"]
+__all__ = ["add_layer_norm", "cost", "layer_norm", "layer_norm_reference"]
 
 EXAMPLE = {"rows": 8192, "columns": 4096}
 
@@ -50,6 +54,61 @@ def cost(rows: int, columns: int, itemsize: int) -> dict[str, tuple[int, int]]:
     """Bytes that must cross the card's memory and operations, forward and backward."""
     numbers = rows * columns
     return {"forward": (2 * numbers * itemsize, 7 * numbers), "backward": (3 * numbers * itemsize, 12 * numbers)}
+
+
+# ---------------------------------------------------------------- Numba
+
+
+class _Loops(torch.autograd.Function):
+    """By row_loops.py: y, and h = x + residual where there is one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        h, y = x if residual is None else torch.empty_like(x), torch.empty_like(x)
+        mean, r = x.new_empty(2, x.numel() // x.shape[-1])
+        other = None if residual is None else _rows(residual.contiguous())
+        b = torch.zeros_like(weight) if bias is None else bias
+        compiled("row_loops").layer_norm(
+            _rows(x), other, _weight(weight), _weight(b), np.float32(eps), _rows(h), _rows(y), _line(mean), _line(r)
+        )
+        ctx.save_for_backward(h, weight, mean, r)
+        ctx.set_materialize_grads(False)
+        ctx.add, ctx.shifts = residual is not None, bias is not None
+        return (y, h) if ctx.add else y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        h, weight, mean, r = ctx.saved_tensors
+        dy, dh = gradients if ctx.add else (*gradients, None)
+        dy = torch.zeros_like(h) if dy is None else dy.contiguous()  # of h alone something was asked
+        dh = None if dh is None else dh.contiguous()
+        dx, (dg, db) = torch.empty_like(h), weight.new_empty(2, len(weight))
+        arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
+        compiled("row_loops").layer_norm_back(
+            _rows(h), _weight(weight), _line(mean), _line(r), *arrays, _line(dg), _line(db)
+        )
+        return dx, dx if ctx.add else None, dg, db if ctx.shifts else None, None
+
+
+def _rows(x: Tensor) -> Any:
+    """A contiguous [..., C] as an array [N, C]."""
+    return x.detach().view(-1, x.shape[-1]).numpy()
+
+
+def _line(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _weight(x: Tensor) -> Any:
+    """A copy as an array: memory that NumPy has seen could not be freed by FSDP."""
+    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
+# ---------------------------------------------------------------- Triton
 
 
 @jit(lengths=("N",))
@@ -132,6 +191,9 @@ def trial(tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
     y.backward(y)
 
 
+# ---------------------------------------------------------------- public
+
+
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *, impl: Impl = "auto"
 ) -> Tensor:
@@ -146,6 +208,25 @@ def layer_norm(
     if use_triton("layer_norm", impl, x):
         check_floats("layer_norm", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
         return _TritonLayerNorm.apply(x, weight, bias, eps)  # pyright: ignore[reportReturnType]
+    if row_loops(x, weight, *(() if bias is None else (bias,))):
+        return _Loops.apply(x, None, weight, bias, eps)  # pyright: ignore[reportReturnType]
     wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the sums of dg and db would be, too
     bias = None if bias is None else bias.to(wide)
     return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias, eps).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """The norm of h = x + residual, and h, both [..., C]. Raises ValueError where they do not fit."""
+    check_together("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"add_layer_norm: residual is {residual.dtype} {tuple(residual.shape)}, x is {x.dtype} {tuple(x.shape)}; "
+            "they must be equal"
+        )
+    shaped = all(one is None or one.shape == x.shape[-1:] for one in (weight, bias))
+    if shaped and row_loops(x, residual, weight, *(() if bias is None else (bias,))):
+        return _Loops.apply(x, residual, weight, bias, eps)  # pyright: ignore[reportReturnType]
+    h = x + residual
+    return layer_norm(h, weight, bias, eps), h

@@ -1,7 +1,7 @@
 """What a CPU does best, by its make: rules that were measured, so that nothing is timed at a user's start.
 
                                     AMD with AVX-512            Intel and others
-    products of float32             oneDNN (linear.py)          MKL
+    products of float32             oneDNN (linear.py)          MKL, on Intel with AVX-512 oneDNN where a bias is added
     causal attention of float32     in bands of queries         in tiles of registers (tiled_attention.py) with AVX-512,
                                     (causal_attention.py)       Numba and one or two threads; else PyTorch's fused one
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["amd_avx512", "compiled", "few_threads", "row_loops", "tiled_loops", "ways"]
+__all__ = ["amd_avx512", "compiled", "few_threads", "intel_avx512", "row_loops", "tiled_loops", "ways"]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
@@ -36,6 +36,11 @@ MOST_THREADS = 2
 def amd_avx512() -> bool:
     """Whether this is an AMD processor with AVX-512 under Linux."""
     return _avx512("AuthenticAMD")
+
+
+def intel_avx512() -> bool:
+    """Whether this is an Intel processor with AVX-512 under Linux."""
+    return _avx512("GenuineIntel")
 
 
 def few_threads() -> bool:
@@ -64,11 +69,11 @@ def compiled(name: str) -> Any:
 
 def tiled_loops() -> Any:
     """The module of attention in tiles where this processor is to take it, otherwise None."""
-    return compiled("tiled_loops") if _avx512("GenuineIntel") else None
+    return compiled("tiled_loops") if intel_avx512() else None
 
 
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
-for function in (amd_avx512, few_threads, tiled_loops):
+for function in (amd_avx512, intel_avx512, few_threads, tiled_loops):
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -88,6 +93,7 @@ def ways() -> str:
     from luthier.kernels.linear import onednn_is_faster
 
     products = "oneDNN" if onednn_is_faster() else "MKL" if torch.backends.mkl.is_available() else "PyTorch's"
+    products += " (oneDNN with a bias)" if onednn_is_faster(bias=True) and not onednn_is_faster() else ""
     few = f"up to {MOST_THREADS} threads"
     attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
     rows = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"

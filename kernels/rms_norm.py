@@ -87,6 +87,7 @@ class _Loops(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | tuple[Any, ...]:
         y, h, r = _in_one_pass(x, residual, weight, eps)
         ctx.save_for_backward(h, weight, r)
+        ctx.set_materialize_grads(False)
         ctx.add = residual is not None
         return (y, h) if ctx.add else y
 
@@ -94,10 +95,12 @@ class _Loops(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         h, weight, r = ctx.saved_tensors
-        dy, dh = (g.contiguous() for g in gradients) if ctx.add else (gradients[0].contiguous(), None)
+        dy, dh = gradients if ctx.add else (*gradients, None)
+        dy = torch.zeros_like(h) if dy is None else dy.contiguous()  # of h alone something was asked
+        dh = None if dh is None else dh.contiguous()
         dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
         arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-        compiled("row_loops").rms_norm_back(_rows(h), _line(weight), _line(r), *arrays, _line(dg))
+        compiled("row_loops").rms_norm_back(_rows(h), _weight(weight), _line(r), *arrays, _line(dg))
         return dx, dx if ctx.add else None, dg, None
 
 
@@ -110,13 +113,18 @@ def _line(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
 
 
+def _weight(x: Tensor) -> Any:
+    """A copy as an array: memory that NumPy has seen could not be freed by FSDP."""
+    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
 def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and r by row_loops.py; h is x where there is no residual."""
     x = x.contiguous()
     h, y = x if residual is None else torch.empty_like(x), torch.empty_like(x)
     r = torch.empty_like(x[..., 0], memory_format=torch.contiguous_format).flatten()
     other = None if residual is None else _rows(residual.contiguous())
-    compiled("row_loops").rms_norm(_rows(x), other, _line(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
+    compiled("row_loops").rms_norm(_rows(x), other, _weight(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
     return y, h, r
 
 

@@ -43,7 +43,7 @@ def fits(q_BTHD: Tensor, k_BTKD: Tensor, longest: int | None = None) -> bool:
         and q_BTHD.dtype == torch.float32
         and q_BTHD.shape[1] == k_BTKD.shape[1]
         and (FEWEST <= q_BTHD.shape[1] <= MOST if longest is None else longest <= MOST)
-        and q_BTHD.shape[3] % 32 == 0
+        and q_BTHD.shape[3] % 16 == 0
         and q_BTHD.numel() > 0
         and tiled_loops() is not None
         and _threads_fit()

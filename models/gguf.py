@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from luthier.models.config import ModelConfig
-from luthier.models.transformer import Transformer, rotary_frequencies
+from luthier.models.rotary import rotary_frequencies
+from luthier.models.transformer import Transformer
 from luthier.tokenizers.bpe import Tokenizer
 from luthier.tokenizers.formats import spell
 

@@ -110,16 +110,27 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base, self.adapters, self.active = base, nn.ModuleDict(), ""
 
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return self.base(x)
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """forward(x) without the bias."""
+        if not self.active:
+            return self.base.product(x) if isinstance(self.base, Nf4Linear) else F.linear(x, self.base.weight)
         adapter = cast(Adapter, self.adapters[self.active])
-        y = self._product(x, adapter)
+        y = self._changed_product(x, adapter)
         if adapter.magnitude is not None:
             y = y * (adapter.magnitude / self._length(adapter)).to(y.dtype)
-        return y if self.base.bias is None else y + self.base.bias
+        return y
 
-    def _product(self, x: Tensor, adapter: Adapter) -> Tensor:
+    def _changed_product(self, x: Tensor, adapter: Adapter) -> Tensor:
         if isinstance(self.base, Nf4Linear):
             return self.base.product(x) + adapter.scale * F.linear(F.linear(x, adapter.a), adapter.b)
         operands = (x, self.base.weight, adapter.a, adapter.b)

@@ -27,7 +27,7 @@ F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +37,18 @@ from torch.utils.checkpoint import checkpoint
 from luthier.kernels.attention import attention, document_starts, visible
 from luthier.kernels.decode_attention import decode_attention
 from luthier.kernels.document_attention import document_attention, document_texts
+from luthier.kernels.gelu import gelu
 from luthier.kernels.launch import use_triton
-from luthier.kernels.layer_norm import layer_norm
-from luthier.kernels.linear import linear
+from luthier.kernels.layer_norm import add_layer_norm, layer_norm
+from luthier.kernels.linear import linear, linears, product_and_bias
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
 from luthier.kernels.rms_norm import add_rms_norm, rms_norm
-from luthier.kernels.rope import frequencies, llama3_frequencies, rope, rope_table, yarn_frequencies, yarn_scale
+from luthier.kernels.rope import rope, rope_table
 from luthier.kernels.swiglu import geglu, swiglu
 from luthier.models.config import ModelConfig
+from luthier.models.rotary import rotary_frequencies
 
-__all__ = ["Cache", "ContextError", "Places", "Transformer", "rotary_frequencies"]
+__all__ = ["Cache", "ContextError", "Places", "Transformer"]
 
 
 class ContextError(ValueError):
@@ -108,9 +110,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
         """The norm of x + more, and x + more."""
-        return add_rms_norm(more.to(x.dtype), x, self.weight, self.eps)
+        return (self(x), x) if more is None else add_rms_norm(more.to(x.dtype), x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -124,10 +126,9 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)
 
-    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
         """The norm of x + more, and x + more."""
-        x = x + more
-        return self(x), x
+        return (self(x), x) if more is None else add_layer_norm(more.to(x.dtype), x, self.weight, self.bias, self.eps)
 
 
 def _norm(config: ModelConfig, size: int) -> RMSNorm | LayerNorm:
@@ -142,6 +143,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x · Wᵀ, without the bias."""
+        return linear(x, self.weight)
 
     def reset_parameters(self) -> None:
         """Leave the weight to `Transformer.init`; torch would draw it from the global generator."""
@@ -174,10 +179,8 @@ class Attention(nn.Module):
 
     def heads(self, x_BTC: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D]."""
-        shape = (-1, self.head_dim)
-        q_BTHD = self.q_proj(x_BTC).unflatten(-1, shape)
-        k_BTKD = self.k_proj(x_BTC).unflatten(-1, shape)
-        v_BTKD = self.v_proj(x_BTC).unflatten(-1, shape)
+        made = linears(x_BTC, self.q_proj, self.k_proj, self.v_proj)
+        q_BTHD, k_BTKD, v_BTKD = (y.unflatten(-1, (-1, self.head_dim)) for y in made)
         if self.qk_norm:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         if places.cos is not None and places.sin is not None:
@@ -212,18 +215,20 @@ class FeedForward(nn.Module):
         self.gated, self.act = config.gated, config.hidden_act
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        up_BTF, approximate = self.up_proj(x_BTC), "tanh" if self.act == "gelu_new" else "none"
-        if not self.gated:
-            bent_BTF = F.silu(up_BTF) if self.act == "silu" else F.gelu(up_BTF, approximate=approximate)
+        how: Any = {"approximate": "tanh" if self.act == "gelu_new" else "none"}
+        if self.gated:
+            gate_BTF, up_BTF = linears(x_BTC, self.gate_proj, self.up_proj)
+            bent_BTF = swiglu(gate_BTF, up_BTF) if self.act == "silu" else geglu(gate_BTF, up_BTF, **how)
         elif self.act == "silu":
-            bent_BTF = swiglu(self.gate_proj(x_BTC), up_BTF)
+            bent_BTF = F.silu(self.up_proj(x_BTC))
         else:
-            bent_BTF = geglu(self.gate_proj(x_BTC), up_BTF, approximate=approximate)
+            bent_BTF = gelu(*product_and_bias(self.up_proj, x_BTC), **how)
         return self.down_proj(bent_BTF)
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream."""
+    """Attention, then feed-forward, each added to the residual stream: together with the norm that follows, in one pass
+    over memory. So what goes in and out is the stream and what is still to be added to it (None: nothing)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -232,10 +237,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = _norm(config, config.hidden_size)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTC: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        attended_BTC = self.self_attn(self.input_layernorm(x_BTC), places, cache)
-        normed_BTC, x_BTC = self.post_attention_layernorm.add(x_BTC, attended_BTC)
-        return x_BTC + self.mlp(normed_BTC)
+    def forward(self, x_BTC: Tensor, more: Tensor | None, places: Places, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        normed_BTC, x_BTC = self.input_layernorm.add(x_BTC, more)
+        normed_BTC, x_BTC = self.post_attention_layernorm.add(x_BTC, self.self_attn(normed_BTC, places, cache))
+        return x_BTC, self.mlp(normed_BTC)
 
 
 class Transformer(nn.Module):
@@ -283,23 +288,33 @@ class Transformer(nn.Module):
         """The weight of the last product, [V, C]."""
         return self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden(self, ids_BT: Tensor, *, document_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, ids_BT: Tensor, *, document_BT: Tensor | None = None, cache: Cache | None = None, for_loss: bool = False
+    ) -> Tensor:
         """The last layer's normalised output [B, T, C], from which the head makes logits.
 
-        Raises ContextError for a text longer than the model's context.
+        `for_loss`: a loss of all of it follows. A tied weight's gradient is then that of the head with the rows of
+        these ids added to it, not a second one of [V, C]. Raises ContextError for a text longer than the context.
         """
-        places = self._places(ids_BT, document_BT, cache)
-        x_BTC = self.embed_tokens(ids_BT)
+        places, weight = self._places(ids_BT, document_BT, cache), self.embed_tokens.weight
+        rows = (
+            for_loss
+            and self.config.tie_word_embeddings
+            and weight.dtype == torch.float32
+            and weight.device.type == "cpu"
+        )
+        x_BTC, more = F.embedding(ids_BT, weight, sparse=rows), None
         if self.config.learned_positions:
             x_BTC = x_BTC + self.embed_positions(places.position)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x_BTC = checkpoint(layer, x_BTC, places, cache, use_reentrant=False)
+                x_BTC = x_BTC if more is None else x_BTC + more  # one tensor to keep instead of two
+                x_BTC, more = checkpoint(layer, x_BTC, None, places, cache, use_reentrant=False)
             else:
-                x_BTC = layer(x_BTC, places, cache)
+                x_BTC, more = layer(x_BTC, more, places, cache)
         if cache is not None:
             cache.length += ids_BT.shape[1]
-        return self.norm(x_BTC)
+        return self.norm.add(x_BTC, more)[0]
 
     def forward(self, ids_BT: Tensor, *, document_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, V] of the next token at every place. ids: int64; document: integers, see the lecture above."""
@@ -310,7 +325,8 @@ class Transformer(nn.Module):
 
         Labels are already shifted: `labels[:, t]` is the token that follows `ids[:, t]`.
         """
-        return linear_cross_entropy(self.hidden(ids_BT, document_BT=document_BT), self.head_weight, labels_BT)
+        x_BTC = self.hidden(ids_BT, document_BT=document_BT, for_loss=True)
+        return linear_cross_entropy(x_BTC, self.head_weight, labels_BT)
 
     def _places(self, ids_BT: Tensor, document_BT: Tensor | None, cache: Cache | None) -> Places:
         """Positions, their angles, and the first key that each token sees, as the device's attention wants it."""
@@ -378,22 +394,3 @@ class Transformer(nn.Module):
             self._kind = kind
         cos, sin = self._tables
         return cos[position], sin[position]
-
-
-def rotary_frequencies(config: ModelConfig, longest: int = 0) -> tuple[Tensor, float]:
-    """ω [D/2] and what cos and sin are multiplied by; `longest` is the length of the text, which dynamic looks at."""
-    D, base, s = config.head_size, config.rope_theta, config.rope_scaling
-    if s is None:
-        return frequencies(D, base), 1.0
-    L = config.max_position_embeddings if s.rope_type in ("linear", "dynamic") else s.original_max_position_embeddings
-    if s.rope_type == "linear":
-        return frequencies(D, base) / s.factor, 1.0
-    if s.rope_type == "dynamic":
-        stretch = s.factor * max(longest, L) / L - (s.factor - 1)
-        return frequencies(D, base * stretch ** (D / (D - 2))), 1.0
-    if s.rope_type == "llama3":
-        bounds = {"low": s.low_freq_factor, "high": s.high_freq_factor}
-        return llama3_frequencies(frequencies(D, base), factor=s.factor, context=L, **bounds), 1.0
-    bounds = {"fast": s.beta_fast, "slow": s.beta_slow, "whole": s.truncate}
-    omega = yarn_frequencies(frequencies(D, base), factor=s.factor, context=L, **bounds)
-    return omega, yarn_scale(s.factor) if s.attention_factor is None else s.attention_factor

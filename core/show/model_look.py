@@ -70,7 +70,7 @@ def look(model: Transformer, ids: Sequence[int], *, named: int | None = None, be
     streams, weights, handles = [], [], []
     for layer in model.layers:
         attention = cast("Attention", layer.self_attn)
-        handles += [layer.register_forward_hook(lambda _m, _a, out: streams.append(out))]
+        handles += [layer.register_forward_hook(lambda _m, _a, out: streams.append(out[0] + out[1]))]
         if maps:
             handles += [attention.register_forward_pre_hook(lambda m, args: weights.append(_weights(m, *args[:2])))]
     handles += [model.layers[0].register_forward_pre_hook(lambda _m, args: streams.append(args[0]))]

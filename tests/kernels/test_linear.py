@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels import linear as module
-from luthier.kernels.linear import linear
+from luthier.kernels.linear import linear, linears
 
 there = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 
@@ -20,7 +20,7 @@ there = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), r
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As on a machine where oneDNN is faster; counts its calls."""
     calls, product = [], module._product
-    monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(module, "onednn_is_faster", lambda bias=False: True)
     monkeypatch.setattr(module, "_product", lambda *args: (calls.append(1), product(*args))[1])
     return calls
 
@@ -139,3 +139,44 @@ def test_compiled(fast: list[int], random: Callable[..., Any]) -> None:
     for found, right in zip(torch.autograd.grad(y, given), expected, strict=True):
         torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
     assert len(fast) == 2
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_several_layers_of_one_input(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor], within_budget: Callable[..., None]
+) -> None:
+    """Values and gradients are those of the layers one by one, with and without a bias."""
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(module, "onednn_is_faster", lambda bias=False: onednn)
+    applied: list[int] = []
+    plain = module._Linears.apply
+    monkeypatch.setattr(module._Linears, "apply", lambda *given: (applied.append(1), plain(*given))[1])
+
+    def made(how: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+            layers = [torch.nn.Linear(24, len(weight), bias=n == 0) for n, weight in enumerate(given[:3])]
+            for layer, weight in zip(layers, given, strict=False):
+                del layer.weight
+                layer.weight = weight  # pyright: ignore[reportAttributeAccessIssue]
+            del layers[0].bias
+            layers[0].bias = given[3]  # pyright: ignore[reportAttributeAccessIssue]
+            return how(x, *layers)
+
+        return run
+
+    given = [random(2, 64, 24), *(random(n, 24, seed=n) for n in (16, 8, 123)), random(16, seed=9)]
+    within_budget(made(linears), made(lambda x, *layers: tuple(layer(x) for layer in layers)), given)
+    assert applied
+
+
+def test_frozen_layers_and_others(random: Callable[..., Tensor]) -> None:
+    x = random(2, 64, 24).float().requires_grad_()
+    frozen, free, other = torch.nn.Linear(24, 8), torch.nn.Linear(24, 4), torch.nn.Sequential(torch.nn.Linear(24, 3))
+    frozen.requires_grad_(False)
+    sum(y.sum() for y in linears(x, frozen, free)).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    assert frozen.weight.grad is None and frozen.bias.grad is None
+    assert free.weight.grad is not None and free.bias.grad is not None and x.grad is not None
+    torch.testing.assert_close(free.bias.grad, torch.full((4,), 128.0))
+    torch.testing.assert_close(x.grad[0, 0], (frozen.weight.sum(0) + free.weight.sum(0)).detach())
+    assert [y.shape[-1] for y in linears(x, free, other)] == [4, 3]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from luthier.kernels import processor
+from luthier.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference
 from luthier.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from luthier.kernels.rope import frequencies, rope, rope_reference, rope_table
 from luthier.kernels.swiglu import swiglu, swiglu_reference
@@ -41,6 +43,35 @@ def test_rms_norm(
     within_budget(partial(rms_norm, eps=1e-5), partial(rms_norm_reference, eps=1e-5), [x, weight])
     within_budget(partial(add_rms_norm, eps=1e-5), partial(add_rms_norm_reference, eps=1e-5), [x, residual, weight])
     assert {"rms_norm", "rms_norm_back"} == set(taken)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm(
+    shape: tuple[int, ...], taken: list[str], within_budget: Callable[..., None], random: Callable[..., Tensor]
+) -> None:
+    x, residual, (weight, bias) = random(*shape), random(*shape, seed=1), random(2, shape[-1], seed=2)
+
+    def plain(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return layer_norm_reference(x + residual, weight, bias, 1e-5), x + residual
+
+    for given in ([weight, bias], [weight]):
+        within_budget(layer_norm, lambda x, w, b=None: layer_norm_reference(x, w, b, 1e-5), [x, *given], floor=1e-4)
+        within_budget(add_layer_norm, plain, [x, residual, *given], floor=1e-4)
+    assert {"layer_norm", "layer_norm_back"} == set(taken)
+
+
+@pytest.mark.parametrize("add", [add_rms_norm, add_layer_norm])
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_two_results(add: Any, which: int, taken: list[str], random: Callable[..., Tensor]) -> None:
+    """Where only the norm or only the sum is used, its gradient is that of both with nothing from the other."""
+    x, residual = random(9, 8).float().requires_grad_(), random(9, 8, seed=1).float().requires_grad_()
+    wanted = random(9, 8, seed=2).float()
+    alone = torch.autograd.grad(add(x, residual, torch.ones(8))[which], [x, residual], wanted)
+    both = [wanted, torch.zeros(9, 8)]
+    together = torch.autograd.grad(
+        list(add(x, residual, torch.ones(8))), [x, residual], both[:: 1 if which == 0 else -1]
+    )
+    assert taken and all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

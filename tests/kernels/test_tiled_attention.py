@@ -27,6 +27,7 @@ def intel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SHAPES = [(1, 1, 1, 1, 32), (3, 63, 4, 2, 32), (1, 123, 6, 1, 96), (2, 130, 3, 3, 64), (1, 257, 2, 1, 32)]
+SHAPES += [(2, 50, 2, 1, 16), (1, 140, 4, 2, 48), (1, 37, 2, 2, 80)]
 
 
 @pytest.mark.parametrize(("B", "T", "H", "K", "D"), SHAPES)

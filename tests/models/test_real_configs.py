@@ -224,7 +224,7 @@ def test_a_config_without_architectures_is_known_by_its_type(tmp_path: Path) -> 
 def test_both_spellings_of_scaling_say_the_same_as_transformers(old: dict[str, Any], tmp_path: Path) -> None:
     import transformers
 
-    from luthier.models.transformer import rotary_frequencies
+    from luthier.models.rotary import rotary_frequencies
 
     raw = SMALL | {"rope_theta": 5000.0, "rope_scaling": old}
     config = load_config(written(tmp_path, raw))

@@ -6,7 +6,8 @@ import torch
 from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import ModelConfig
 from luthier.models.resize import ResizeError, extend_context, extends, replaced_pieces, resize_vocabulary
-from luthier.models.transformer import ContextError, Transformer, rotary_frequencies
+from luthier.models.rotary import rotary_frequencies
+from luthier.models.transformer import ContextError, Transformer
 from luthier.tokenizers.bpe_train import extend_on_words, train_bpe
 from luthier.tokenizers.formats import save_tokenizer
 from luthier.tokenizers.word_counts import count_words

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.models.config import ModelConfig, RopeScaling
-from luthier.models.transformer import Cache, ContextError, Transformer, rotary_frequencies
+from luthier.models.rotary import rotary_frequencies
+from luthier.models.transformer import Cache, ContextError, Transformer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -249,3 +251,19 @@ def test_triton_computes_the_same(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     run = subprocess.run([sys.executable, "-c", WIRED], env=environment, capture_output=True, text=True)
     assert run.stdout == "wired\n", run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_tied_weight_has_one_gradient(labels: bool) -> None:
+    """The head's with the embedding's rows added to it: that of the logits, and a whole one even without a label."""
+    model = make(dtype=torch.float32, tie_word_embeddings=True)
+    ids = torch.randint(0, model.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    following = ids.roll(-1, 1) if labels else torch.full_like(ids, -100)
+    model.loss(ids, following)[0].backward()
+    found, model.embed_tokens.weight.grad = model.embed_tokens.weight.grad, None
+    assert found is not None and found.layout == torch.strided
+    if labels:
+        F.cross_entropy(model(ids).flatten(0, 1), following.flatten(), reduction="sum").backward()
+        torch.testing.assert_close(found, model.embed_tokens.weight.grad)
+    else:
+        assert not found.any()

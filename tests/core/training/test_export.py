@@ -15,7 +15,8 @@ from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import ModelConfig, RopeScaling
 from luthier.models.generate import generate
 from luthier.models.gguf import GgufError, quantize_q8_0, save_gguf
-from luthier.models.transformer import Transformer, rotary_frequencies
+from luthier.models.rotary import rotary_frequencies
+from luthier.models.transformer import Transformer
 from luthier.scripts import cli
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import save_tokenizer

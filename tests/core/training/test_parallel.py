@@ -44,6 +44,8 @@ for kind, optimizer in (("ddp", "muon"), ("fsdp", "adamw")):
     other.mkdir(exist_ok=True)
     workers.wait()
     fit(folder=other, config=config, workers=workers, until=9, **run)
+wide = PretrainConfig(**{{**dict({SETTINGS}), "hidden_size": 512, "steps": 2}}, parallel="fsdp", optimizer="adamw")
+pretrain(Path("shards"), Path("two-wide"), wide)
 """
 
 # One process is slow to give a checkpoint its name, the other to read it. Held-out loss grows from 1, and the sixth
@@ -118,6 +120,14 @@ def test_two_processes_are_one(place, kind, optimizer):
     mine = dict(load_model(place / f"one-{kind}").named_parameters())
     for name, p in load_model(place / f"two-{kind}").named_parameters():
         torch.testing.assert_close(p, mine[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_are_one_where_compiled_loops_take_the_weights(place):
+    """So wide that the rows are a loop's work: what NumPy looked at, FSDP could not free."""
+    settings = eval(f"dict({SETTINGS})") | {"hidden_size": 512, "steps": 2}
+    pretrain(place / "shards", place / "one-wide", PretrainConfig(**settings, optimizer="adamw"))
+    one, two = (numbers(place / f"{name}-wide" / "metrics.jsonl")[0] for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
