@@ -207,7 +207,7 @@ def draw_losses(models: Sequence[Path]) -> str | None:
 
 
 def draw_map(vectors: Vectors, most: int = 120) -> str | None:
-    """The commonest tokens on their two principal components."""
+    """The commonest tokens on their two principal components; a name that would cover a commoner one's is left out."""
     from luthier.core.show.vectors import map_2d
 
     xy, labels = map_2d(vectors, most)
@@ -215,10 +215,17 @@ def draw_map(vectors: Vectors, most: int = 120) -> str | None:
         return None
     figure, axes = _axes(9, 5.5)
     axes.scatter(xy[:, 0], xy[:, 1], s=6, color="#3f6c8f")
-    for (x, y), label in zip(xy, labels, strict=True):
-        axes.annotate(label, (x, y), fontsize=7, xytext=(2, 2), textcoords="offset points", parse_math=False)
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.autoscale_view()  # or the boxes of names lie elsewhere
+    taken = []
+    for (x, y), label in zip(xy, labels, strict=True):
+        name = axes.annotate(label, (x, y), fontsize=7, xytext=(2, 2), textcoords="offset points", parse_math=False)
+        box = name.get_window_extent()
+        if box.count_overlaps(taken):
+            name.remove()
+        else:
+            taken.append(box)
     return _svg(figure)
 
 

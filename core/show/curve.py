@@ -29,7 +29,8 @@ def show_losses(path: Path) -> None:
     if not losses:
         print(f"{path}: no loss in it")
         return
-    print(f"{path}: loss of {len(losses):,} steps, in nats a trained token")
+    vectors = (path.parent / "vocabulary.jsonl").is_file()
+    print(f"{path}: loss of {len(losses):,} steps, {'of a pair' if vectors else 'in nats a trained token'}")
     print(f"first {losses[0]:.3f}, last {losses[-1]:.3f}, least {min(losses):.3f}\n")
     print("\n".join(curve(losses)))
     last = f"step {rows[-1].get('step', len(rows))}"

@@ -1,7 +1,8 @@
 """Vectors in the terminal and as a map: which tokens lie near each other.
 
 Tokens of a tokenizer are shown as text: a word is looked up as the token that begins with its blank (`Ġwood`), as it
-stands in a sentence, then as it is written, then in small letters.
+stands in a sentence, then as it is written, then in small letters. Where words are made of n-grams, a word that was
+never seen has neighbours too.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ def show_vectors(folder: Path, near: Sequence[str] = (), analogy: Sequence[str] 
     print("\n".join(_head(Path(folder), vectors)))
     asked = [(word, find(vectors, word)) for word in near]
     if not asked and not analogy:
-        asked = [(text, row) for text, row in readable(vectors) if len(text) >= LONG][:EXAMPLES]
+        asked = [(t, vectors.tokens[row]) for t, row in readable(vectors) if len(t) >= LONG][:EXAMPLES]
     if asked:
-        _table(vectors, "near", [(word, vectors.nearest(vectors.vectors[r], NEAREST, [r])) for word, r in asked])
+        _table(vectors, "near", [(word, vectors.most_similar(token, topn=NEAREST)) for word, token in asked])
     if analogy:
-        tokens = [vectors.tokens[find(vectors, word)] for word in analogy]
-        found = [(vectors.row(token), score) for token, score in vectors.analogy(*tokens, topn=NEAREST)]
+        a, b, c = (find(vectors, word) for word in analogy)
+        found = vectors.analogy(a, b, c, NEAREST)
         _table(vectors, "analogy", [(f"{analogy[0]} − {analogy[1]} + {analogy[2]}", found)])
 
 
-def find(vectors: Vectors, word: str) -> int:
-    """The row of a word as a person writes it. Raises InputError with the nearest spelling known."""
+def find(vectors: Vectors, word: str) -> str:
+    """The token of a word as a person writes it. Raises InputError with the nearest spelling known."""
     tried = [word, word.lower()]
     if vectors.spelling == "byte-level":
         from luthier.tokenizers.formats import spell
@@ -57,7 +58,9 @@ def find(vectors: Vectors, word: str) -> int:
         tried = [spell(f" {word}".encode()), word, spell(word.encode()), spell(f" {word.lower()}".encode())]
     for token in tried:
         if token in vectors:
-            return vectors.row(token)
+            return token
+    if vectors.spelling == "words" and 0 < vectors.ngram_sizes[0] <= len(word) + 2:  # with marks at its ends
+        return word.lower()
     near = did_you_mean(word, [text for text, _ in readable(vectors)])
     split = "; a tokenizer may have split it into several" if vectors.spelling == "byte-level" else ""
     raise InputError(f"'{word}' has no vector{split}{near}")
@@ -103,7 +106,7 @@ def _head(folder: Path, vectors: Vectors) -> Iterable[str]:
         yield f"{settings['method']}, window {settings['window']}: loss {losses[0]:.4f} → {losses[-1]:.4f}"
 
 
-def _table(vectors: Vectors, title: str, rows: Sequence[tuple[str, list[tuple[int, float]]]]) -> None:
+def _table(vectors: Vectors, title: str, rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> None:
     """One line a word: its neighbours with their cosines."""
     from rich.console import Console
     from rich.table import Table
@@ -111,7 +114,7 @@ def _table(vectors: Vectors, title: str, rows: Sequence[tuple[str, list[tuple[in
 
     table = Table(title, "nearest (cosine)", box=None, padding=(0, 1), header_style="bold", show_edge=False)
     for word, neighbours in rows:
-        cells = (f"{_shown(vectors, row)} {score:.2f}" for row, score in neighbours)
+        cells = (f"{_shown(vectors, vectors.row(token))} {score:.2f}" for token, score in neighbours)
         table.add_row(Text(word, style="bold"), Text("   ".join(cells)))
     console = Console(highlight=False)
     if not console.is_terminal:

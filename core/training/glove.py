@@ -1,6 +1,6 @@
 """GloVe as a stage: count within a limit of memory, train, and go on where a killed run was.
 
-    text ─models/cooccurrence.py─▶ pairs ─models/glove.py, in tiles─▶ tables ─every minute─▶ progress.npz
+    text ─models/cooccurrence.py─▶ pairs ─models/glove.py─▶ tables ─every minute─▶ progress.npz
 
 All of it lies in a folder `glove` inside the artefact that is being built, which an interrupted run of the same work
 finds again: counts that are whole are not counted twice, and training goes on after the last round that was stored. On
@@ -50,7 +50,7 @@ def glove(
 
     scratch = folder / "glove"
     scratch.mkdir(exist_ok=True)
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or os.cpu_count() or 1  # of counting; its sums are the same for any number
     # A word makes at most so many pairs; where all of them fit, nothing goes to disk.
     most = int(np.minimum(counts * config.window * 2, len(counts)).sum())
     room = None if most * PAIR <= config.max_memory * GB else scratch
@@ -71,7 +71,7 @@ def glove(
                 eta=config.eta,
                 iterations=config.iterations,
                 seed=config.seed,
-                workers=workers,
+                workers=1 if config.deterministic else workers,
                 folder=room,
                 begun=begun,
                 report=lambda count, loss: advance(count, note=f"loss {loss:.4f}"),

@@ -94,6 +94,8 @@ def train_vectors(
     if shards and len(shards) < len(inputs):
         other = next(path for path in inputs if path not in shards)
         raise InputError(f"{shards[0]} holds token ids and {other} does not\nGive shards, or texts, not both.")
+    if shards and config.phrases:
+        raise ConfigError(f"phrases = {config.phrases}: they are made of words, and {shards[0]} holds token ids")
     hashes, documents = _hash_shards(shards, tokenizer) if shards else hash_texts(inputs)
     before = _start(start, config) if start else None
     hashes = {**hashes, "start": start}

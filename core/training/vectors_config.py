@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 from luthier.core.errors import ConfigError
@@ -72,18 +73,22 @@ class VectorsConfig:
     """Threads; 0: one a core. One gives the same bits every time; several share the table without a lock (HOGWILD),
     which is faster, but no two runs are alike."""
     deterministic: bool = False
-    """word2vec: the same bits whatever `workers` says, because one thread trains: about half the speed of two."""
+    """The same bits whatever `workers` says, because one thread trains: about half the speed of two."""
     seed: int = 0
     """Starts the stream of chance: first vectors, noise, order."""
 
     def __post_init__(self) -> None:
         whole = ("vector_size", "window", "min_count", "epochs", "iterations", "min_n", "bucket")
-        zero = ("workers", "sample", "min_alpha", "negative", "shared_noise", "max_n", "phrases")
+        zero = ("workers", "sample", "min_alpha", "negative", "shared_noise", "max_n", "phrases", "seed")
         for name, lowest in {**dict.fromkeys(whole, 1), **dict.fromkeys(zero, 0)}.items():
-            if getattr(self, name) < lowest:
+            if not getattr(self, name) >= lowest:  # nor a number that is none
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected at least {lowest}")
         for name in ("alpha", "x_max", "eta", "max_memory"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
+        if not isfinite(self.ns_exponent):
+            raise ConfigError(f"ns_exponent = {self.ns_exponent}: expected a number, 0 for evenly, 1 for by count")
+        if 0 < self.max_n < self.min_n:
+            raise ConfigError(f"max_n = {self.max_n} is less than min_n = {self.min_n}: there are no such n-grams")
         if self.method == "word2vec" and not (self.negative or self.hs):
             raise ConfigError("negative = 0 and hs = false: nothing to learn from\nGive --negative 5, or --hs.")

@@ -19,7 +19,7 @@ import numpy as np
 
 from luthier.core.artifacts import atomic_open
 from luthier.core.console import progress, say
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from luthier.core.training.rows import Rows
@@ -35,7 +35,8 @@ FOLDER, STATE = "word2vec", "state.npz"
 
 def word2vec(text: Rows, config: VectorsConfig, folder: Path, start: Vectors | None = None) -> Word2Vec:
     """A finished training on `text`, begun from the vectors `start` if given, its state stored in `folder` meanwhile.
-    Raises ConfigError for settings that cannot be, or do not fit `start`."""
+    Raises ConfigError for settings that cannot be, or do not fit `start`, TrainingError for vectors that became no
+    numbers."""
     from luthier.models.vectors import VectorsError
     from luthier.models.word2vec import Word2Vec, Word2VecSettings
 
@@ -68,11 +69,19 @@ def _train(training: Word2Vec, config: VectorsConfig, path: Path) -> None:
             nonlocal stored
             advance(count, note=f"loss {loss:.4f}")
             if time.monotonic() - stored >= EVERY:
+                _check(training, config)
                 with atomic_open(path, "wb") as file:
                     np.savez(file, allow_pickle=False, **training.state())
                 stored = time.monotonic()
 
         training.train(report)
+    _check(training, config)
+
+
+def _check(training: Word2Vec, config: VectorsConfig) -> None:
+    """Raises TrainingError where a rate far too high has left the range of numbers."""
+    if not np.isfinite(training.table).all():
+        raise TrainingError(f"the vectors are no numbers any more\nLower --alpha (now {config.alpha:g}).")
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:

@@ -11,6 +11,7 @@ from luthier.core.artifacts import hash_file, read_manifest
 from luthier.core.data.encode import EncodeConfig, encode
 from luthier.core.data.shards import write_shards
 from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
+from luthier.core.show.curve import show_losses
 from luthier.core.show.vectors import map_2d, show_vectors
 from luthier.core.training.vectors import VectorsConfig, train_vectors, words
 from luthier.models.vectors import load_vectors
@@ -134,6 +135,8 @@ def test_what_cannot_be_learned_from_is_refused(sources, tmp_path):
         train_vectors([tmp_path / "few.txt"], tmp_path / "v", SMALL)
     with pytest.raises(InputError, match="not both"):
         train_vectors([root / "shards", root / "text.txt"], tmp_path / "v", SMALL)
+    with pytest.raises(ConfigError, match="phrases = 1: they are made of words"):
+        train_vectors([root / "shards"], tmp_path / "v", VectorsConfig(phrases=1))
     with pytest.raises(InputError, match="no input given"):
         train_vectors([], tmp_path / "v", SMALL)
     with pytest.raises(InputError, match="no such file"):
@@ -149,7 +152,18 @@ def test_a_run_that_leaves_the_range_of_numbers_names_the_tokens(sources, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"vector_size": 0}, {"negative": 0}, {"workers": -1}, {"eta": 0.0}, {"sample": -1.0}]
+    "wrong",
+    [
+        {"vector_size": 0},
+        {"negative": 0},
+        {"workers": -1},
+        {"eta": 0.0},
+        {"sample": -1.0},
+        {"sample": float("nan")},
+        {"seed": -1},
+        {"ns_exponent": float("inf")},
+        {"max_n": 2, "min_n": 3},
+    ],
 )
 def test_settings_that_cannot_be_are_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -164,6 +178,8 @@ def test_the_view_and_the_map(sources, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "vectors of 12 numbers" in shown
     assert "spruce − cedar + lute" in shown
+    show_losses(tmp_path / "v" / "metrics.jsonl")
+    assert "loss of 3 steps, of a pair" in capsys.readouterr().out
     with pytest.raises(InputError, match="'bassoon' has no vector"):
         show_vectors(tmp_path / "v", near=["bassoon"])
     with pytest.raises(InputError, match="three words, found 2"):
@@ -174,6 +190,27 @@ def test_the_view_and_the_map(sources, tmp_path, capsys):
     assert {"the", "spruce"} <= set(map_2d(vectors, 100)[1])
     assert all(label.isalpha() and len(label) >= 3 for label in labels)
     assert np.var(xy[:, 0]) >= np.var(xy[:, 1])  # the first component holds most
+
+
+def test_names_on_the_map_do_not_cover_each_other(tmp_path):
+    """Two words at the same place: the commoner is named."""
+    from luthier.core.evaluation.report import draw_map
+    from luthier.models.vectors import Vectors
+
+    words = ["spruce", "cedar", "lute", "guitar"]
+    table = np.array([[1, 0, 0], [1, 0, 0.001], [0, 1, 0], [0, 0, 1]], np.float32)
+    svg = draw_map(Vectors(table, words, np.arange(4), np.arange(4, 0, -1)))
+    assert svg is not None
+    assert [word for word in words if word in svg] == ["spruce", "lute", "guitar"]
+
+
+def test_glove_gives_the_same_bits_on_any_number_of_threads_if_deterministic(sources, tmp_path):
+    root, _ = sources
+    for workers in (1, 2, 4):
+        config = VectorsConfig(**{**vars(SMALL), "method": "glove", "deterministic": True, "workers": workers})
+        train_vectors([root / "text.txt"], tmp_path / str(workers), config)
+    one, two, four = ((tmp_path / n / "vectors.safetensors").read_bytes() for n in "124")
+    assert one == two == four
 
 
 def test_the_verb(sources, tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from luthier.core.artifacts import read_json
-from luthier.core.errors import ConfigError, InputError
+from luthier.core.errors import ConfigError, InputError, TrainingError
+from luthier.core.show.vectors import show_vectors
 from luthier.core.training import word2vec as stage
 from luthier.core.training.rows import prepare_rows
 from luthier.core.training.vectors import VectorsConfig, train_vectors
@@ -105,13 +106,18 @@ def test_going_on_with_new_text_and_a_grown_vocabulary(tmp_path, kind):
     assert not (tmp_path / "d").exists()
 
 
-def test_an_unseen_word_has_a_vector_near_to_its_like(tmp_path):
+def test_an_unseen_word_has_a_vector_near_to_its_like(tmp_path, capsys):
     source = write_text(tmp_path / "text.txt", 20_000)
     train_vectors([source], tmp_path / "v", VectorsConfig(**{**SMALL, "epochs": 3}, max_n=5))
     vectors = load_vectors(tmp_path / "v")
     assert "lutelutes" not in vectors
     near = vectors.tokens[vectors.nearest(vectors["lutelutes"], 1)[0][0]]
     assert near == "lutelute"
+    show_vectors(tmp_path / "v", near=["Lutelutes"], analogy=["lutelutes", "lute", "viol"])
+    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["Lutelutes", "lutelute"] in shown and ["lutelutes", "−"] in shown
+    with pytest.raises(InputError, match="'' has no vector"):  # too short for an n-gram
+        show_vectors(tmp_path / "v", near=[""])
 
 
 def test_phrases_become_words(tmp_path):
@@ -167,6 +173,13 @@ def test_vectors_of_another_tokenizer_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"v/vocabulary.jsonl:\d+: token \d+ is 'Ġx"):
         pretrain(shards, tmp_path / "x", PretrainConfig(validation_tokens=0), vectors=tmp_path / "v", **made_by)
     assert not (tmp_path / "x").exists()
+
+
+def test_vectors_that_are_no_numbers_are_refused(tmp_path):
+    source = write_text(tmp_path / "text.txt", 20_000)
+    with pytest.raises(TrainingError, match=r"no numbers any more\nLower --alpha \(now 1e\+09\)"):
+        train_vectors([source], tmp_path / "v", VectorsConfig(**SMALL, alpha=1e9))
+    assert not (tmp_path / "v").exists()
 
 
 def test_settings_without_an_objective_are_refused():
