@@ -10,7 +10,7 @@
 
 GFLOP/s of one core, y = x Wᵀ (4096 rows, 256 → 688): AMD EPYC (Zen 4) MKL 93, oneDNN 105; Intel Xeon (Sapphire Rapids)
 MKL 178, oneDNN 153. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64): AMD bands 48,
-32, fused 56, 50; Intel tiles 24, 16, bands 47, 29, fused 34, 26. One thread's one pass takes
+32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. One thread's one pass takes
 no longer than PyTorch's passes by two (SwiGLU forward, 4096 × 688: 1.2 and 1.4 ms).
 
 What a machine follows is one line, `ways()`: training prints it at the start, stores it in its checkpoints and does not

@@ -4,9 +4,10 @@ PyTorch's fused attention of a CPU calls a library for its products, which are t
 queries and 32 keys lies in registers (tiled_loops.py, which also says how). One core of an Intel Xeon (Sapphire
 Rapids), forward and backward, ms:
 
-    16 × 256 tokens, H 8, K 4, D 32    here 24, fused 34, in bands (causal_attention.py) 47
-     2 × 512, H 8, K 4, D 64           here 16, fused 26, 29
-     1 × 1024, H 8, K 4, D 64          here 29, fused 40, 52
+    16 × 256 tokens, H 8, K 4, D 32    here 19, fused 31, in bands (causal_attention.py) 47
+     2 × 512, H 8, K 4, D 64           here 14, fused 25, 29
+     2 × 512, H 8, K 4, D 48           here 12, fused 18
+     1 × 1024, H 8, K 4, D 64          here 24, fused 36, 52
 
 What is kept for the backward pass is q, k, v and a number a query; out and dout are not multiplied again, because
 Σ_d dout·out = Σ_keys p ⊙ dp.
