@@ -21,7 +21,7 @@ import torch.nn.functional as torch_f
 from torch import Tensor
 
 from luthier.kernels.launch import check_together
-from luthier.kernels.processor import compiled, row_loops
+from luthier.kernels.processor import closed_loops, compiled
 
 __all__ = ["gelu", "gelu_reference"]
 
@@ -34,6 +34,39 @@ def gelu_reference(x: Tensor, bias: Tensor | None = None, approximate: str = "ta
     return x * 0.5 * (1 + torch.erf(x * 0.5**0.5))
 
 
+def _forward_loop(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
+    y = torch.empty_like(x)
+    compiled("row_loops").gelu(_rows(x), _shift(x, bias), tanh, _rows(y))
+    return y
+
+
+def _backward_loop(x: Tensor, bias: Tensor | None, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    dx, dbias = torch.empty_like(x), x.new_empty(x.shape[-1])
+    compiled("row_loops").gelu_back(_rows(x), _shift(x, bias), tanh, _rows(dy), _rows(dx), dbias.numpy())
+    return dx, dbias
+
+
+# Operations of their own, into which torch.compile does not look
+@torch.library.custom_op("luthier::gelu", mutates_args=())
+def _closed(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
+    return _forward_loop(x, bias, tanh)
+
+
+@torch.library.custom_op("luthier::gelu_backward", mutates_args=())
+def _closed_backward(x: Tensor, bias: Tensor | None, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    return _backward_loop(x, bias, dy, tanh)
+
+
+@_closed.register_fake
+def _(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@_closed_backward.register_fake
+def _(x: Tensor, bias: Tensor | None, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[-1])
+
+
 class _Loops(torch.autograd.Function):
     """By row_loops.py."""
 
@@ -41,17 +74,15 @@ class _Loops(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x, bias)
-        ctx.tanh, y = tanh, torch.empty_like(x)
-        compiled("row_loops").gelu(_rows(x), _shift(x, bias), tanh, _rows(y))
-        return y
+        ctx.tanh = tanh
+        return (_closed if torch.compiler.is_compiling() else _forward_loop)(x, bias, tanh)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
-        dx, dbias = torch.empty_like(x), x.new_empty(x.shape[-1])
-        dy = _rows(gradients[0].contiguous())
-        compiled("row_loops").gelu_back(_rows(x), _shift(x, bias), ctx.tanh, dy, _rows(dx), dbias.numpy())
+        run = _closed_backward if torch.compiler.is_compiling() else _backward_loop
+        dx, dbias = run(x, bias, gradients[0].contiguous(), ctx.tanh)
         return dx, None if bias is None else dbias, None
 
 
@@ -73,6 +104,6 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: Literal["tanh", 
         raise ValueError(f"gelu: approximate is {approximate!r}; it may be 'tanh' or 'none'")
     if bias is not None and bias.shape != x.shape[-1:]:
         raise ValueError(f"gelu: bias has shape {tuple(bias.shape)}, x needs {tuple(x.shape[-1:])}")
-    if row_loops(x, *(() if bias is None else (bias,))):
+    if closed_loops(x, *(() if bias is None else (bias,))):
         return _Loops.apply(x, bias, approximate == "tanh")  # pyright: ignore[reportReturnType]
     return torch_f.gelu(x if bias is None else x + bias, approximate=approximate)

@@ -35,7 +35,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import compiled, row_loops
+from luthier.kernels.processor import closed_loops, compiled
 from luthier.kernels.rms_norm import settings
 
 __all__ = ["add_layer_norm", "cost", "layer_norm", "layer_norm_reference"]
@@ -66,15 +66,10 @@ class _Loops(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
     ) -> Tensor | tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        h, y = x if residual is None else torch.empty_like(x), torch.empty_like(x)
-        mean, r = x.new_empty(2, x.numel() // x.shape[-1])
-        other = None if residual is None else _rows(residual.contiguous())
+        x, other = x.contiguous(), None if residual is None else residual.contiguous()
         b = torch.zeros_like(weight) if bias is None else bias
-        compiled("row_loops").layer_norm(
-            _rows(x), other, _weight(weight), _weight(b), np.float32(eps), _rows(h), _rows(y), _line(mean), _line(r)
-        )
-        ctx.save_for_backward(h, weight, mean, r)
+        y, h, known = (_closed if torch.compiler.is_compiling() else _in_one_pass)(x, other, weight, b, eps)
+        ctx.save_for_backward(x if residual is None else h, weight, known)
         ctx.set_materialize_grads(False)
         ctx.add, ctx.shifts = residual is not None, bias is not None
         return (y, h) if ctx.add else y
@@ -82,15 +77,12 @@ class _Loops(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        h, weight, mean, r = ctx.saved_tensors
+        h, weight, known = ctx.saved_tensors
         dy, dh = gradients if ctx.add else (*gradients, None)
         dy = torch.zeros_like(h) if dy is None else dy.contiguous()  # of h alone something was asked
         dh = None if dh is None else dh.contiguous()
-        dx, (dg, db) = torch.empty_like(h), weight.new_empty(2, len(weight))
-        arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-        compiled("row_loops").layer_norm_back(
-            _rows(h), _weight(weight), _line(mean), _line(r), *arrays, _line(dg), _line(db)
-        )
+        run = _closed_backward if torch.compiler.is_compiling() else _back_in_one_pass
+        dx, dg, db = run(h, weight, known, dy, dh)
         return dx, dx if ctx.add else None, dg, db if ctx.shifts else None, None
 
 
@@ -99,13 +91,57 @@ def _rows(x: Tensor) -> Any:
     return x.detach().view(-1, x.shape[-1]).numpy()
 
 
-def _line(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
-
-
 def _weight(x: Tensor) -> Any:
     """A copy as an array: memory that NumPy has seen could not be freed by FSDP."""
     return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
+def _in_one_pass(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h, which is empty where there is no residual, and mean and r [2, N]."""
+    y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+    known = x.new_empty(2, x.numel() // x.shape[-1])
+    other, sum_ = (None, _rows(x)) if residual is None else (_rows(residual), _rows(h))
+    given = (_rows(x), other, _weight(weight), _weight(bias), np.float32(eps))
+    compiled("row_loops").layer_norm(*given, sum_, _rows(y), *known.numpy())
+    return y, h, known
+
+
+def _back_in_one_pass(
+    h: Tensor, weight: Tensor, known: Tensor, dy: Tensor, dh: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dg and db."""
+    dx, dg, db = torch.empty_like(h), weight.new_empty(len(weight)), weight.new_empty(len(weight))
+    arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
+    compiled("row_loops").layer_norm_back(_rows(h), _weight(weight), *known.numpy(), *arrays, dg.numpy(), db.numpy())
+    return dx, dg, db
+
+
+# Operations of their own, into which torch.compile does not look
+@torch.library.custom_op("luthier::layer_norm", mutates_args=())
+def _closed(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _in_one_pass(x, residual, weight, bias, eps)
+
+
+@torch.library.custom_op("luthier::layer_norm_backward", mutates_args=())
+def _closed_backward(
+    h: Tensor, weight: Tensor, known: Tensor, dy: Tensor, dh: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _back_in_one_pass(h, weight, known, dy, dh)
+
+
+@_closed.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    h = x.new_empty(0) if residual is None else torch.empty_like(x)
+    return torch.empty_like(x), h, x.new_empty(2, x.numel() // x.shape[-1])
+
+
+@_closed_backward.register_fake
+def _(h: Tensor, weight: Tensor, known: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(h), weight.new_empty(len(weight)), weight.new_empty(len(weight))
 
 
 # ---------------------------------------------------------------- Triton
@@ -208,7 +244,7 @@ def layer_norm(
     if use_triton("layer_norm", impl, x):
         check_floats("layer_norm", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
         return _TritonLayerNorm.apply(x, weight, bias, eps)  # pyright: ignore[reportReturnType]
-    if row_loops(x, weight, *(() if bias is None else (bias,))):
+    if closed_loops(x, weight, *(() if bias is None else (bias,))):
         return _Loops.apply(x, None, weight, bias, eps)  # pyright: ignore[reportReturnType]
     wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the sums of dg and db would be, too
     bias = None if bias is None else bias.to(wide)
@@ -226,7 +262,7 @@ def add_layer_norm(
             "they must be equal"
         )
     shaped = all(one is None or one.shape == x.shape[-1:] for one in (weight, bias))
-    if shaped and row_loops(x, residual, weight, *(() if bias is None else (bias,))):
+    if shaped and closed_loops(x, residual, weight, *(() if bias is None else (bias,))):
         return _Loops.apply(x, residual, weight, bias, eps)  # pyright: ignore[reportReturnType]
     h = x + residual
     return layer_norm(h, weight, bias, eps), h

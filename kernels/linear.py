@@ -11,12 +11,12 @@ the wrong way, is MKL's in most shapes. GFLOP/s of one core of an AMD EPYC at 3.
 So on such a processor products of many rows call oneDNN. On Intel's with AVX-512 MKL is no slower, but where there is
 a bias it has to begin with a copy of it in every row: y = x Wᵀ + b, 4096 rows, 256 → 256, takes 2.99 ms, by oneDNN
 2.70, by either without a bias 2.7. There oneDNN makes y where a bias is added. Everywhere else this is
-`torch.nn.functional.linear`. It depends on the machine, the bias and the number of rows alone: the same machine gives
+`torch.nn.functional.linear`. It depends on the machine, the layers and the number of rows alone: the same machine gives
 the same bits (processor.py).
 
 Several layers that read the same x (`linears`: queries, keys and values; gate and up) have one gradient for it,
 dx = Σ dy W. PyTorch makes a dx for each and adds them up; here each product is added to what is there.
-oneDNN's product has first derivatives only: for `create_graph=True` and torch.func use `torch.nn.functional.linear`.
+oneDNN's product and `linears` have first derivatives only: for `create_graph=True` use `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.processor import amd_avx512, intel_avx512, row_loops
+from luthier.kernels.processor import amd_avx512, closed_loops, intel_avx512
 
 __all__ = ["linear", "linears", "onednn_is_faster", "product_and_bias"]
 
@@ -110,9 +110,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
     """layer(x) of each of several layers; of those that are no plain nn.Linear by calling them."""
-    if all(isinstance(layer, torch.nn.Linear) and _plain(x, layer.weight, layer.bias) for layer in layers):
+    if all(_calls_nothing_else(layer) and _plain(x, layer.weight, layer.bias) for layer in layers):
         return _Linears.apply(x, *(t for layer in layers for t in (layer.weight, layer.bias)))  # pyright: ignore[reportReturnType]
     return tuple(layer(x) for layer in layers)
+
+
+def _calls_nothing_else(layer: Any) -> bool:
+    """Whether calling this layer is a product: it is nn.Linear or the decoder's own, and nobody has hooked it."""
+    ours = type(layer) is torch.nn.Linear or (isinstance(layer, torch.nn.Linear) and hasattr(layer, "product"))
+    return ours and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -128,10 +134,12 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     fits = plain and dense and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
     # oneDNN looks at neither shape nor strides of a bias
     fits = fits and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
-    return fits and not torch.is_autocast_enabled("cpu")
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return fits and not transformed and not torch.is_autocast_enabled("cpu")
 
 
 def product_and_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """layer(x), and the bias that is still to be added to it where what follows is a pass over memory anyway
     (row_loops.py): the product need not begin with a copy of the bias in every row then."""
-    return (layer.product(x), layer.bias) if row_loops(x) else (layer(x), None)
+    late = closed_loops(x) and not torch.is_autocast_enabled("cpu")
+    return (layer.product(x), layer.bias) if late else (layer(x), None)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["amd_avx512", "compiled", "few_threads", "intel_avx512", "row_loops", "tiled_loops", "ways"]
+__all__ = ["amd_avx512", "closed_loops", "compiled", "few_threads", "intel_avx512", "row_loops", "tiled_loops", "ways"]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
@@ -72,20 +72,29 @@ def tiled_loops() -> Any:
     return compiled("tiled_loops") if intel_avx512() else None
 
 
+def _loops_there() -> bool:
+    return compiled("row_loops") is not None
+
+
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
-for function in (amd_avx512, intel_avx512, few_threads, tiled_loops):
+for function in (amd_avx512, intel_avx512, few_threads, tiled_loops, _loops_there):
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def row_loops(*tensors: Tensor) -> bool:
     """Whether row_loops.py takes these tensors: plain float32 on a CPU, as many numbers as pay, outside of
     torch.compile, which writes loops of its own, and torch.func."""
-    if torch.compiler.is_compiling() or tensors[0].numel() < FEWEST or not few_threads():
+    return not torch.compiler.is_compiling() and closed_loops(*tensors)
+
+
+def closed_loops(*tensors: Tensor) -> bool:
+    """The same where torch.compile may be at work, for what has operations of its own (torch.library)."""
+    if tensors[0].numel() < FEWEST or not few_threads():
         return False
     for x in tensors:
         if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != torch.float32 or x.device.type != "cpu":
             return False
-    return not torch._C._are_functorch_transforms_active() and compiled("row_loops") is not None
+    return _loops_there() and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
 
 
 def ways() -> str:

@@ -43,7 +43,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import compiled, row_loops
+from luthier.kernels.processor import closed_loops, compiled
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
 
@@ -85,8 +85,9 @@ class _Loops(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | tuple[Any, ...]:
-        y, h, r = _in_one_pass(x, residual, weight, eps)
-        ctx.save_for_backward(h, weight, r)
+        x, other = x.contiguous(), None if residual is None else residual.contiguous()
+        y, h, r = (_closed if torch.compiler.is_compiling() else _in_one_pass)(x, other, weight, eps)
+        ctx.save_for_backward(x if residual is None else h, weight, r)
         ctx.set_materialize_grads(False)
         ctx.add = residual is not None
         return (y, h) if ctx.add else y
@@ -98,9 +99,7 @@ class _Loops(torch.autograd.Function):
         dy, dh = gradients if ctx.add else (*gradients, None)
         dy = torch.zeros_like(h) if dy is None else dy.contiguous()  # of h alone something was asked
         dh = None if dh is None else dh.contiguous()
-        dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
-        arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-        compiled("row_loops").rms_norm_back(_rows(h), _weight(weight), _line(r), *arrays, _line(dg))
+        dx, dg = (_closed_backward if torch.compiler.is_compiling() else _back_in_one_pass)(h, weight, r, dy, dh)
         return dx, dx if ctx.add else None, dg, None
 
 
@@ -119,13 +118,42 @@ def _weight(x: Tensor) -> Any:
 
 
 def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h and r by row_loops.py; h is x where there is no residual."""
-    x = x.contiguous()
-    h, y = x if residual is None else torch.empty_like(x), torch.empty_like(x)
-    r = torch.empty_like(x[..., 0], memory_format=torch.contiguous_format).flatten()
-    other = None if residual is None else _rows(residual.contiguous())
-    compiled("row_loops").rms_norm(_rows(x), other, _weight(weight), np.float32(eps), _rows(h), _rows(y), _line(r))
+    """y, h and r by row_loops.py; h is empty where there is no residual."""
+    y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+    r = x.new_empty(x.numel() // x.shape[-1])
+    other, sum_ = (None, _rows(x)) if residual is None else (_rows(residual), _rows(h))
+    compiled("row_loops").rms_norm(_rows(x), other, _weight(weight), np.float32(eps), sum_, _rows(y), _line(r))
     return y, h, r
+
+
+def _back_in_one_pass(h: Tensor, weight: Tensor, r: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dx and dg."""
+    dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
+    arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
+    compiled("row_loops").rms_norm_back(_rows(h), _weight(weight), _line(r), *arrays, _line(dg))
+    return dx, dg
+
+
+# Operations of their own, into which torch.compile does not look
+@torch.library.custom_op("luthier::rms_norm", mutates_args=())
+def _closed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _in_one_pass(x, residual, weight, eps)
+
+
+@torch.library.custom_op("luthier::rms_norm_backward", mutates_args=())
+def _closed_backward(h: Tensor, weight: Tensor, r: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _back_in_one_pass(h, weight, r, dy, dh)
+
+
+@_closed.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    h = x.new_empty(0) if residual is None else torch.empty_like(x)
+    return torch.empty_like(x), h, x.new_empty(x.numel() // x.shape[-1])
+
+
+@_closed_backward.register_fake
+def _(h: Tensor, weight: Tensor, r: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(h), torch.empty_like(weight)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -257,7 +285,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: Impl = "auto
         return _TritonRMSNorm.apply(x, None, weight, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     if x.dtype in (torch.float16, torch.bfloat16):
         return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
-    if row_loops(x, weight):
+    if closed_loops(x, weight):
         return _Loops.apply(x, None, weight, eps)  # pyright: ignore[reportReturnType]
     if not torch.is_grad_enabled():  # a node costs more than the norm of a single token
         return _normed(x, weight, eps)[0]
@@ -279,7 +307,7 @@ def add_rms_norm(
     if use_triton("add_rms_norm", impl, x):
         check_floats("add_rms_norm", x=x, weight=weight, residual=residual)
         return _TritonRMSNorm.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
-    if row_loops(x, residual, weight):
+    if closed_loops(x, residual, weight):
         return _Loops.apply(x, residual, weight, eps)  # pyright: ignore[reportReturnType]
     h = x + residual
     return rms_norm(h, weight, eps, impl="torch"), h

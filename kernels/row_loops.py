@@ -18,7 +18,7 @@ two parts so that no digit is lost, and e^r is a polynomial (Moshier's Cephes, e
 degree 8, fitted by least squares, weighted until the largest relative error was smallest, 3·10⁻⁸ (the form: Abramowitz
 & Stegun 1964, 7.1.26). GELU's slope needs the same exponential once more.
 
-**Registers.** LLVM takes half of AVX-512's unless told otherwise (registers.py); GELU: 2.5 ms, 1.9 by whole ones.
+**Registers.** LLVM takes half of AVX-512's unless told otherwise (`_wide`); GELU: 2.5 ms, 1.9 by whole ones.
 
 Legend: N rows, C or F components, H heads, D head_dim; all arrays contiguous float32.
 """
@@ -29,9 +29,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
-
-from luthier.kernels.registers import ahead, wide
 
 __all__ = [
     "gelu",
@@ -76,7 +75,40 @@ def _intrinsic_power(typing: Any, rounded: Any) -> Any:
     return types.float32(types.float32), code
 
 
+@intrinsic
+def _intrinsic_ahead(typing: Any, address: Any, count: Any) -> Any:
+    """Call for `count` numbers that will be read soon: where a loop computes much for each, it looks too few ahead."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from llvmlite import ir
+
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        start = builder.inttoptr(args[0], ir.FloatType().as_pointer())
+        steps = [ir.Constant(args[1].type, n) for n in (0, 16)]
+        with cgutils.for_range_slice(builder, steps[0], args[1], steps[1], intp=args[1].type) as (at, _):
+            place = builder.bitcast(builder.gep(start, [at]), byte)
+            builder.call(call, [place, *(ir.Constant(whole, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def _intrinsic_wide(typing: Any) -> Any:
+    """Let LLVM use registers of 16 numbers in the function that calls this, where the processor has them."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite lists none that have a value
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
 _power: Any = _intrinsic_power
+_ahead: Any = _intrinsic_ahead
+_wide: Any = _intrinsic_wide
 
 
 @plain
@@ -91,7 +123,7 @@ def _exp(x):
 @plain
 def swiglu(a, b, y):
     """y = silu(a) ⊙ b, all [N·F]."""
-    wide()
+    _wide()
     for i in range(a.size):
         y[i] = a[i] / (ONE + _exp(-a[i])) * b[i]
 
@@ -99,7 +131,7 @@ def swiglu(a, b, y):
 @plain
 def swiglu_back(a, b, dy, da, db):
     """da and db of the same."""
-    wide()
+    _wide()
     for i in range(a.size):
         s = ONE / (ONE + _exp(-a[i]))
         db[i] = dy[i] * a[i] * s
@@ -122,10 +154,10 @@ def _sigmoid_of_bent(x):
 @plain
 def gelu(x, bias, tanh, y):
     """y = gelu(x + bias), x and y [N, F]."""
-    wide()
+    _wide()
     N, F = x.shape
     for n in range(N):
-        ahead(x.ctypes.data + (n + 1) * F * 4, F)
+        _ahead(x.ctypes.data + (n + 1) * F * 4, F)
         if tanh:
             for c in range(F):
                 v = x[n, c] + bias[c]
@@ -141,7 +173,7 @@ def gelu(x, bias, tanh, y):
 @plain
 def gelu_back(x, bias, tanh, dy, dx, dbias):
     """dx and dbias, the sum over the rows."""
-    wide()
+    _wide()
     N, F = x.shape
     part = np.zeros(F, np.float32)
     dbias[:] = ZERO
@@ -170,7 +202,7 @@ def gelu_back(x, bias, tanh, dy, dx, dbias):
 @sums
 def layer_norm(x, residual, g, b, eps, h, y, mean, r):
     """h = x + residual, y its norm [N, C], mean and r [N]; without a residual (None) h is x and not written."""
-    wide()
+    _wide()
     N, C = x.shape
     for n in range(N):
         total = ZERO
@@ -193,7 +225,7 @@ def layer_norm(x, residual, g, b, eps, h, y, mean, r):
 @sums
 def layer_norm_back(h, g, mean, r, dy, dh, dx, dg, db):
     """dx with what flows back into h (None: nothing) added to it, and dg and db, the sums over the rows."""
-    wide()
+    _wide()
     N, C = h.shape
     part_g, part_b = np.zeros(C, np.float32), np.zeros(C, np.float32)
     dg[:] = ZERO
@@ -221,7 +253,7 @@ def layer_norm_back(h, g, mean, r, dy, dh, dx, dg, db):
 @sums
 def rms_norm(x, residual, g, eps, h, y, r):
     """h = x + residual, y its norm [N, C] and r [N]; without a residual (None) h is x and not written."""
-    wide()
+    _wide()
     N, C = x.shape
     for n in range(N):
         total = ZERO
@@ -240,7 +272,7 @@ def rms_norm(x, residual, g, eps, h, y, r):
 @sums
 def rms_norm_back(h, g, r, dy, dh, dx, dg):
     """dx with what flows back into h (None: nothing) added to it, and dg, the sum over the rows."""
-    wide()
+    _wide()
     N, C = h.shape
     part = np.zeros(C, np.float32)
     dg[:] = ZERO
@@ -263,7 +295,7 @@ def rms_norm_back(h, g, r, dy, dh, dx, dg):
 @plain
 def rope(x, cos, sin, sign, out):
     """Turn x [N, H, D] by ±θ; cos and sin [M, D/2], and row n takes line n mod M of them."""
-    wide()
+    _wide()
     N, H, D = x.shape
     half = D // 2
     for n in range(N):

@@ -39,7 +39,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import compiled, row_loops
+from luthier.kernels.processor import closed_loops, compiled
 
 __all__ = ["cost", "geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
@@ -67,6 +67,39 @@ def cost(rows: int, columns: int, itemsize: int) -> dict[str, tuple[int, int]]:
 # ---------------------------------------------------------------- Numba
 
 
+def _forward_loop(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    compiled("row_loops").swiglu(_flat(gate), _flat(up), _flat(y))
+    return y
+
+
+def _backward_loop(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    da, db = torch.empty_like(gate), torch.empty_like(gate)
+    compiled("row_loops").swiglu_back(*map(_flat, (gate, up, dy, da, db)))
+    return da, db
+
+
+# Operations of their own, into which torch.compile does not look
+@torch.library.custom_op("luthier::swiglu", mutates_args=())
+def _closed(gate: Tensor, up: Tensor) -> Tensor:
+    return _forward_loop(gate, up)
+
+
+@torch.library.custom_op("luthier::swiglu_backward", mutates_args=())
+def _closed_backward(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return _backward_loop(gate, up, dy)
+
+
+@_closed.register_fake
+def _(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.empty_like(gate)
+
+
+@_closed_backward.register_fake
+def _(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gate), torch.empty_like(gate)
+
+
 class _Loops(torch.autograd.Function):
     """swiglu by row_loops.py."""
 
@@ -74,17 +107,13 @@ class _Loops(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        y = torch.empty_like(gate)
-        compiled("row_loops").swiglu(_flat(gate), _flat(up), _flat(y))
-        return y
+        return (_closed if torch.compiler.is_compiling() else _forward_loop)(gate, up)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        dy, da, db = gradients[0].contiguous(), torch.empty_like(gate), torch.empty_like(gate)
-        compiled("row_loops").swiglu_back(*map(_flat, (gate, up, dy, da, db)))
-        return da, db
+        run = _closed_backward if torch.compiler.is_compiling() else _backward_loop
+        return run(*ctx.saved_tensors, gradients[0].contiguous())
 
 
 def _flat(x: Tensor) -> Any:
@@ -190,7 +219,7 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: Impl = "auto") -> Tensor:
     where these do the work. Raises ValueError where the shapes differ."""
     if _on_card("swiglu", gate, up, impl):
         return _TritonGate.apply(gate, up, "silu")  # pyright: ignore[reportReturnType]
-    if row_loops(gate, up):
+    if closed_loops(gate, up):
         return _Loops.apply(gate, up)  # pyright: ignore[reportReturnType]
     return torch_f.silu(gate) * up
 

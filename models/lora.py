@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from luthier.kernels.lora import lora_linear
 from luthier.models.nf4 import Nf4Linear
-from luthier.models.transformer import Transformer
+from luthier.models.transformer import Linear, Transformer
 
 __all__ = [
     "TARGETS",
@@ -149,7 +149,7 @@ class AdaptedLinear(nn.Module):
         weight = self.base.weight
         if self.active:
             weight = cast(Adapter, self.adapters[self.active]).changed(weight)
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.base.bias is not None, device="meta")
+        linear = Linear(weight.shape[1], weight.shape[0], bias=self.base.bias is not None)
         linear.weight, linear.bias = nn.Parameter(weight.detach()), self.base.bias
         return linear.requires_grad_()
 

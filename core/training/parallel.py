@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -135,6 +136,8 @@ def shard(model: Any, workers: Workers, optimizer: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # The last product of a layer with biases is a view of itself; nothing is added to it in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(_device().type, (workers.world,))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)

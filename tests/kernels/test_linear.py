@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels import linear as module
-from luthier.kernels.linear import linear, linears
+from luthier.kernels.linear import linear, linears, product_and_bias
+from luthier.models.transformer import Linear
 
 there = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 
@@ -82,10 +83,13 @@ def test_the_bias_of_many_rows(fast: list[int]) -> None:
 
 
 @there
-def test_a_derivative_that_it_has_not_is_an_error(fast: list[int]) -> None:
-    x, weight = torch.ones(80, 16), torch.ones(9, 16)
-    with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError)):
-        torch.func.jvp(lambda x: linear(x, weight), (x,), (x,))
+def test_transforms_are_left_to_torch_and_a_second_derivative_is_an_error(fast: list[int]) -> None:
+    x, weight = torch.ones(80, 16, requires_grad=True), torch.ones(9, 16)
+    _, found = torch.func.jvp(lambda x: linear(x, weight), (x.detach(),), (x.detach(),))
+    assert torch.equal(found, torch.full((80, 9), 16.0)) and not fast
+    (slope,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 @there
@@ -180,3 +184,31 @@ def test_frozen_layers_and_others(random: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(free.bias.grad, torch.full((4,), 128.0))
     torch.testing.assert_close(x.grad[0, 0], (frozen.weight.sum(0) + free.weight.sum(0)).detach())
     assert [y.shape[-1] for y in linears(x, free, other)] == [4, 3]
+
+
+def test_a_hook_or_a_forward_of_its_own_is_called(random: Callable[..., Tensor]) -> None:
+    class Twice(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    x, plain, hooked, other = random(64, 8).float(), torch.nn.Linear(8, 4), torch.nn.Linear(8, 4), Twice(8, 4)
+    hooked.register_forward_hook(lambda _m, _a, y: 0 * y)
+    a, b, c = linears(x, plain, hooked, other)
+    torch.testing.assert_close(a, plain(x))
+    assert not b.any() and torch.equal(c, other(x))
+
+
+def test_a_bias_that_is_added_later(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
+    """Not under autocast, where the next pass is PyTorch's."""
+    pytest.importorskip("luthier.kernels.row_loops", reason="Numba is not installed")
+    monkeypatch.setattr("luthier.kernels.processor.FEWEST", 0)
+    layer, x = Linear(8, 4, bias=True).to_empty(device="cpu"), random(64, 8).float()
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.bias.normal_()
+    y, bias = product_and_bias(layer, x)
+    assert bias is layer.bias
+    torch.testing.assert_close(y + bias, layer(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, bias = product_and_bias(layer, x)
+    assert bias is None and y.dtype == torch.bfloat16

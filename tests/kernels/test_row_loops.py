@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import processor
+from luthier.kernels.gelu import gelu
 from luthier.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference
 from luthier.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from luthier.kernels.rope import frequencies, rope, rope_reference, rope_table
@@ -125,12 +126,11 @@ def test_long_sums_are_exact(taken: list[str], random: Callable[..., Tensor]) ->
 
 
 def test_left_to_torch(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:
-    """Other dtypes and classes, few numbers, many threads, transforms and the compiler."""
+    """Other dtypes and classes, few numbers, many threads, transforms."""
     x, threads = torch.ones(4, 8), torch.get_num_threads()
     swiglu(x.double(), x.double())
     swiglu(x.bfloat16(), x.bfloat16())
     torch.func.grad(lambda a: swiglu(a, x).sum())(x)
-    torch.compile(swiglu, backend="eager", fullgraph=True)(x, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     swiglu(x, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -140,6 +140,33 @@ def test_left_to_torch(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> Non
     monkeypatch.setattr(processor, "FEWEST", 32)
     swiglu(x, x)
     assert taken == ["swiglu"]
+
+
+@pytest.mark.parametrize("name", ["swiglu", "gelu", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"])
+def test_closed_to_the_compiler(name: str, taken: list[str], random: Callable[..., Tensor]) -> None:
+    """Compiled in one piece the loops are called as they are: the same bits."""
+    x, other, weight = random(40, 16).float(), random(40, 16, seed=1).float(), random(16, seed=2).float()
+    function, given = {
+        "swiglu": (swiglu, [x, other]),
+        "gelu": (gelu, [x, weight]),
+        "rms_norm": (rms_norm, [x, weight]),
+        "add_rms_norm": (add_rms_norm, [x, other, weight]),
+        "layer_norm": (layer_norm, [x, weight, weight + 1]),
+        "add_layer_norm": (add_layer_norm, [x, other, weight, weight + 1]),
+    }[name]
+
+    def made(run: Callable[..., Any]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in given]
+        out = run(*leaves)
+        out = list(out) if isinstance(out, tuple) else [out]
+        return [*out, *torch.autograd.grad([y.sin().sum() for y in out], leaves)]
+
+    expected = made(function)
+    taken.clear()
+    found = made(torch.compile(function, backend="aot_eager", fullgraph=True))
+    short = name.removeprefix("add_")
+    assert taken == [short, f"{short}_back"]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_without_numba() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from luthier.models.adapter_files import base_of, is_adapter, load_adapter, open_model, save_adapter
 from luthier.models.checkpoints import load_model, save_model
-from luthier.models.config import preset
+from luthier.models.config import ModelConfig, preset
 from luthier.models.lora import (
     TARGETS,
     AdaptedLinear,
@@ -307,3 +307,35 @@ def test_a_dense_product_of_theirs_is_not_taken_for_three_of_ours():
     assert gpt2_to_ours(blocks, other)[1]["alpha_pattern"] == other["alpha_pattern"]
     dense = {**blocks, f"{place}.lora_B.weight": torch.randn(3 * c, 3 * r)}
     assert gpt2_to_ours(dense, raw)[1]["rank_pattern"] == {"c_attn": 3 * r}  # which is refused where it is read
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gpt2_where_one_pass_adds_the_bias(quantised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an adapter, without it and merged: the same losses as where the product adds the bias itself."""
+    pytest.importorskip("luthier.kernels.row_loops", reason="Numba is not installed")
+    model = Transformer(
+        ModelConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, initializer_range=0.1, model_type="gpt2", hidden_act="gelu_new",
+        )
+    )  # fmt: skip
+    if quantised:
+        quantize_base(model)
+    add_adapter(model, LoraConfig(rank=4, alpha=8, targets=("q_proj", "o_proj", "up_proj", "down_proj")))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    ids = torch.randint(0, 64, (2, 40), generator=generator)
+
+    def losses() -> list[float]:
+        found = [float(model.loss(ids, ids.roll(-1, 1))[0])]
+        use_adapter(model, None)
+        return [*found, float(model.loss(ids, ids.roll(-1, 1))[0])]
+
+    expected = losses()
+    monkeypatch.setattr("luthier.kernels.processor.FEWEST", 0)
+    use_adapter(model, "default")
+    assert losses() == pytest.approx(expected, rel=1e-6) and expected[0] != pytest.approx(expected[1], rel=1e-3)
+    use_adapter(model, "default")
+    assert float(merge_adapters(model).loss(ids, ids.roll(-1, 1))[0]) == pytest.approx(expected[0], rel=1e-5)
