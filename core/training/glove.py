@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["glove"]
 
+ORDER = "by chance, dealt into parts of 65,536"  # another name where the same seed gives pairs another order
 EVERY = 60.0  # seconds between two times of storing the progress
 GB = 1e9
 PAIR = 28  # bytes of a counted pair: as counted, and in the order of training
@@ -124,18 +125,22 @@ def _keeper(path: Path) -> Callable[[Progress], None]:
         nonlocal last
         if time.monotonic() - last >= EVERY:
             with atomic_open(path, "wb") as file:
-                np.savez(file, **vars(state))
+                np.savez(file, order=ORDER, **vars(state))
             last = time.monotonic()
 
     return keep
 
 
 def _read(path: Path) -> Progress | None:
-    """The progress that was stored; None where there is none, or none that can be read."""
+    """The progress that was stored; None where there is none, none that can be read, or one with the pairs in another
+    order, after which some would be seen twice and others never."""
     from luthier.models.glove import Progress
 
     try:
         with np.load(path) as stored:
+            if "order" not in stored or str(stored["order"]) != ORDER:
+                say("  training anew from the counts: the stored progress visited the pairs in another order")
+                return None
             return Progress(
                 stored["W"],
                 stored["C"],
