@@ -65,20 +65,20 @@ def say_plan(prepared: Any, config: Any) -> None:
     say_work(run, config, shape, first, parameter_count(shape))
     say(f"  optimizer    {config.optimizer}, learning rate {rate_of(config, shape):.1e}, {config.schedule}")
     if config.mup_base_width:
-        _say_rates(run["optimizers"], config.mup_base_width, shape)
+        _say_rates(run, config.mup_base_width, shape)
     say_machine(prepared.model, config)
     say(f"  first batch  {len(first.ids_BT)} rows of {first.ids_BT.shape[1]} tokens, {first.trained:,} of them trained")
     _show(prepared, first)
 
 
-def _say_rates(optimizers: Any, base_width: int, shape: Any) -> None:
+def _say_rates(run: dict[str, Any], base_width: int, shape: Any) -> None:
     """µP's learning rates, and what they take for granted."""
-    head = "last norm" if shape.tie_word_embeddings else "head"
-    matrices, others = optimizers[0].param_groups[0]["lr"], optimizers[-1].param_groups
-    narrow = min(group["lr"] for group in others)
+    head, name = ("last norm", "norm.weight") if shape.tie_word_embeddings else ("head", "lm_head.weight")
+    weight, groups = run["model"].get_parameter(name), [g for o in run["optimizers"] for g in o.param_groups]
+    rate = next(group["lr"] for group in groups if any(p is weight for p in group["params"]))
     say(
-        f"               µP: layers' matrices {matrices:.2g}, {head} {narrow:.2g}, for the rate was tuned at width "
-        f"{base_width} (with {shape.num_hidden_layers} layers and heads of {shape.head_size}, as here)"
+        f"               µP: layers' matrices {groups[0]['lr']:.2g}, {head} {rate:.2g}, for the rate was tuned at "
+        f"width {base_width} (with {shape.num_hidden_layers} layers and heads of {shape.head_size}, as here)"
     )
 
 

@@ -2,6 +2,7 @@
 bit by bit, and its folder is like any other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from luthier.core.errors import ArtifactError, ConfigError
 from luthier.core.training import loop
 from luthier.core.training.optimizers import make_optimizers
 from luthier.core.training.pretrain import Given, PretrainConfig, prepare, pretrain
+from luthier.core.training.pretrain_config import model_config
 from luthier.models.checkpoints import load_model
 from luthier.models.mup import init_by_width
 from luthier.models.transformer import Transformer
@@ -58,6 +60,23 @@ def test_the_run_is_the_one_made_in_python(shards: Path, tmp_path: Path, optimiz
     ours = dict(model.named_parameters())
     for name, weight in load_model(tmp_path / "model").named_parameters():
         assert torch.equal(weight, ours[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("base_width", [16, 256])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_rates_told_are_those_of_the_groups(
+    shards: Path, tmp_path: Path, optimizer: Any, base_width: int, tied: bool, monkeypatch, capsys
+) -> None:
+    """Also where the model is narrower than the base, and the rates of head and last norm are the largest."""
+    shape = lambda config, size: replace(model_config(config, size), tie_word_embeddings=tied)  # noqa: E731
+    monkeypatch.setattr("luthier.core.training.pretrain.model_config", shape)
+    changed = {"mup_base_width": base_width, "optimizer": optimizer, "steps": 1}
+    pretrain(shards, tmp_path / "model", PretrainConfig(**{**WIDE, **changed}))
+    rate = 1e-2 * base_width / 64
+    matrices = rate if optimizer == "adamw" else (1e-2 * rate) ** 0.5
+    said = f"matrices {matrices:.2g}, {'last norm' if tied else 'head'} {rate:.2g}, for"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
