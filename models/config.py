@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 __all__ = [
@@ -80,12 +81,12 @@ class RopeScaling:
         if self.rope_type not in get_args(Scaling):
             raise ModelConfigError(f"rope_type = {self.rope_type!r}: choose one of {', '.join(get_args(Scaling))}")
         for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
-            _positive(name, getattr(self, name))
+            _positive(self, name)
         if self.factor < 1:
             raise ModelConfigError(f"rope scaling factor = {self.factor}: must be 1 or more")
         if not (self.low_freq_factor < self.high_freq_factor and self.beta_slow < self.beta_fast):
             raise ModelConfigError("rope scaling: low_freq_factor < high_freq_factor and beta_slow < beta_fast needed")
-        _positive("original_max_position_embeddings", self.original_max_position_embeddings, int)
+        _positive(self, "original_max_position_embeddings", Integral)
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         whole = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*whole, "num_key_value_heads", "max_position_embeddings"):
-            _positive(name, getattr(self, name), int)
+            _positive(self, name, Integral)
         for name in ("rope_theta", "initializer_range", "rms_norm_eps"):
-            _positive(name, getattr(self, name))
+            _positive(self, name)
         for name in ("head_dim", "sliding_window"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name), int)
+                _positive(self, name, Integral)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise ModelConfigError(f"{name} = {getattr(self, name)!r}: must be true or false")
@@ -230,10 +231,13 @@ class ModelConfig:
         return self.model_type == "qwen3"
 
 
-def _positive(name: str, value: Any, kind: type = float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
-        what = "whole number" if kind is int else "number"
+def _positive(config: Any, name: str, kind: type = Real) -> None:
+    """Refuse what is no such number; NumPy's numbers become Python's, which JSON knows."""
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+        what = "whole number" if kind is Integral else "number"
         raise ModelConfigError(f"{name} = {value!r}: must be a {what} greater than zero")
+    object.__setattr__(config, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 def parameter_count(config: ModelConfig, *, embedding: bool = True) -> int:

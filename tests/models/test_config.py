@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from luthier.models.config import (
@@ -90,6 +92,19 @@ def test_numbers_that_do_not_fit_are_named(changes: dict[str, Any], fields: list
     with pytest.raises(ModelConfigError) as error:
         replace(ModelConfig(), **changes)
     assert all(field in str(error.value) for field in fields), error.value
+
+
+@pytest.mark.parametrize("value", [np.int64(96), np.uint16(96)])
+def test_numpys_numbers_are_numbers(value: Any) -> None:
+    scaling: dict[str, Any] = {"factor": np.int32(4)}
+    numbers: dict[str, Any] = {"hidden_size": value, "rope_theta": np.float32(500)}
+    config = ModelConfig(**numbers, rope_scaling=RopeScaling(**scaling))
+    assert json.loads(json.dumps(asdict(config))) == asdict(
+        ModelConfig(hidden_size=96, rope_theta=500.0, rope_scaling=RopeScaling(factor=4))
+    )
+    for wrong in (np.int64(0), np.float64(96), np.bool_(True), True, "96"):
+        with pytest.raises(ModelConfigError, match=r"hidden_size = .*whole number"):
+            replace(ModelConfig(), **{"hidden_size": wrong})
 
 
 def test_an_unknown_preset_is_told_those_there_are() -> None:
