@@ -3,7 +3,7 @@
     corpus documents      train or validation as `collect` decided; volatile ones are left out
     other texts           train, but for a share of them chosen by the hash of their text, so that the choice neither
                           depends on order nor changes when other files come or go; where it falls on none, on the
-                          nearest to it, unless that is the only one
+                          nearest to it and its copies, unless one's own text is nothing else
     general text          train
 
 A long plain text (a novel, a dump) would be on one side as a whole. Where a share is held out, such a text is therefore
@@ -53,8 +53,8 @@ class EncodeConfig:
     general: General = "none"
     """General text beside the inputs: `python` is the documentation inside Python's own standard library."""
     validation_fraction: float = 0.05
-    """Share of the texts that do not come from a corpus to hold out (0 to 1, by hash of the text); a corpus brings its
-    own split."""
+    """Share of the texts that do not come from a corpus to hold out (0 to 1, by hash of the text), of several at least
+    one; a corpus brings its own split."""
     column: str = "text"
     """Field of JSON lines, or column of a Parquet table, that holds the text."""
     max_shard_tokens: int = MAX_TOKENS
@@ -201,24 +201,34 @@ def _write(
 
 def placed(texts: Iterable[Text], validation_fraction: float) -> Iterator[Text]:
     """The texts with their split decided: those of files by the hash of their text, long ones in sections. Until one is
-    held out, the section that would be next waits: at the end it is, if another is there to train on."""
-    waits: tuple[float, Text] | None = None
-    held_out, count = validation_fraction == 0, 0
+    held out, the section that would be next waits with its copies: at the end they are, if another is there to train on
+    and no document of a corpus or general text says the same."""
+    waits: list[Text] = []
+    least, held_out, others = 1.0, validation_fraction == 0, False
+    fixed: set[float] = set()
     for text in texts:
         if text.origin != "file" or validation_fraction == 0:
             held_out |= text.split == "validation"
+            others |= text.origin == "corpus"  # beside general text, one's only text is to be learned
+            if not held_out:
+                fixed.add(_share(text.text))
             yield text
             continue
         for section in sections(text.text):
-            share, count = _share(section), count + 1
+            share = _share(section)
             one = Text(section, "validation" if share < validation_fraction else "train", -1, text.name)
             held_out |= one.split == "validation"
-            if not held_out and (waits is None or share < waits[0]):
-                waits, one = (share, one), waits and waits[1]
-            if one is not None:
+            if held_out or share > least:
+                others = True
                 yield one
-    if waits is not None:
-        yield replace(waits[1], split="train" if held_out or count == 1 else "validation")
+                continue
+            if share < least:
+                others |= bool(waits)
+                yield from waits
+                waits, least = [], share
+            waits.append(one)
+    split: Split = "train" if held_out or not others or least in fixed else "validation"
+    yield from (replace(one, split=split) for one in waits)
 
 
 def _share(text: str) -> float:

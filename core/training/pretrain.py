@@ -28,7 +28,7 @@ from luthier.core.training.curves import check_curves
 from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless, say_plan
 from luthier.core.training.pretrain_batches import held_out_batches, mixture, steps_of
-from luthier.core.training.pretrain_config import PretrainConfig, model_config, rate_of
+from luthier.core.training.pretrain_config import VALIDATION_TOKENS, PretrainConfig, model_config, rate_of
 from luthier.core.training.runs import check_context, open_base, sampler, save, settings, write_run
 
 if TYPE_CHECKING:
@@ -94,9 +94,13 @@ def pretrain(
     base = None if base is None else hub_folder(base)
     given = Given(tuple(Path(f) for f in folders), base, _path(vectors), _path(tokenizer or base))
     given.check(config)
-    work = Artifact(out, "pretrain", settings(config), given.inputs(), overwrite=overwrite, caches=("tensorboard",))
+    # Left out, it is the work that it was when the number was the default
+    tokens = VALIDATION_TOKENS if config.validation_tokens is None else config.validation_tokens
+    named = {**settings(config), "validation_tokens": tokens}
+    work = Artifact(out, "pretrain", named, given.inputs(), overwrite=overwrite, caches=("tensorboard",))
     if work.done and not plan:
         return PretrainSummary(Path(out), changed=False)
+    given.check_held_out(config)
     workers = start_workers(config.parallel)
     with quiet_unless(workers.main), memory_told(config):
         if plan:
@@ -151,11 +155,18 @@ class Given:
                 raise InputError(f"{one.folder} was encoded with another tokenizer than {opened[0].folder}")
             if self.tokenizer is not None:
                 _same_tokenizer(one, self.tokenizer)
-        if config.validation_tokens and not any(len(open_shards(f, "validation").tokens) for f in self.shards):
+
+    def check_held_out(self, config: PretrainConfig) -> None:
+        """TrainingError if measuring was asked for and there is nothing to measure on."""
+        from luthier.core.data.shards import open_shards
+
+        asked = config.validation_tokens or config.keep == "best"
+        if asked and not held_out_batches([open_shards(folder, "validation") for folder in self.shards], config):
             raise TrainingError(
                 f"{', '.join(map(str, self.shards))}: no held-out text to measure on\n"
-                "Hold some out (luthier collect or encode, --validation-fraction), add a folder of shards that has "
-                "some, or train without measuring: --validation-tokens 0"
+                "Hold some out (luthier collect or encode, --validation-fraction), or add a folder of shards that "
+                "has some.\nOr train without measuring: leave out --keep best and --validation-tokens, or give "
+                "--validation-tokens 0 (in a project: [pretrain] keep, validation_tokens)"
             )
 
     def inputs(self) -> dict[str, Path | None]:

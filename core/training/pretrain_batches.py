@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from luthier.core.training.pretrain_config import VALIDATION_TOKENS
+
 if TYPE_CHECKING:
     from luthier.core.data.shards import Shards
     from luthier.core.training.batches import Batch, Mixture, Windows
@@ -72,10 +74,11 @@ def held_out_batches(held_out: list[Shards], config: PretrainConfig) -> list[Bat
     """Held-out windows, the same at every measurement."""
     from luthier.core.training.batches import pack
 
-    filled = [shards for shards in held_out if len(shards.tokens) and config.validation_tokens]
+    tokens = VALIDATION_TOKENS if config.validation_tokens is None else config.validation_tokens
+    filled = [shards for shards in held_out if len(shards.tokens) and tokens]
     windows = []
     for shards in filled:
         own, _ = sources(shards, context=config.context, seed=config.seed)
-        most = max(1, config.validation_tokens // config.context // len(filled))
+        most = max(1, tokens // config.context // len(filled))
         windows += [own[i] for i in range(min(len(own), most))]
     return [pack(windows[i : i + 16], config.context, 0) for i in range(0, len(windows), 16)]

@@ -11,7 +11,9 @@ from luthier.core.training.loop_config import LoopConfig, check_rate
 if TYPE_CHECKING:
     from luthier.models.config import ModelConfig
 
-__all__ = ["PretrainConfig", "model_config", "rate_of"]
+__all__ = ["VALIDATION_TOKENS", "PretrainConfig", "model_config", "rate_of"]
+
+VALIDATION_TOKENS = 16_384  # most that are measured, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class PretrainConfig(LoopConfig):
     """Longer gradients are shortened to this norm; 0: never."""
     evaluate_every: int = 0
     """Steps between measurements on held-out text; 0: eight in the run."""
-    validation_tokens: int = 16_384
-    """Most tokens of held-out text for these measurements; 0: train without measuring."""
+    validation_tokens: int | None = None
+    """Most tokens of held-out text for these measurements, an error if there is no such text; 0: do not measure; none:
+    16,384 if there is such text."""
     weights: tuple[float, ...] = ()
     """Share of each folder of shards in the windows, in their order; left out: by their tokens."""
     seed: int = 0
@@ -79,8 +82,10 @@ class PretrainConfig(LoopConfig):
         positive = ("context", "batch_size")
         zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm", "mup_base_width")
         _check(self, positive, (*zero_or_more, "evaluate_every", "validation_tokens"))
-        if self.keep == "best" and not self.validation_tokens:
-            raise ConfigError("keep = 'best' goes by the loss on held-out text: give validation_tokens too")
+        if self.keep == "best" and self.validation_tokens == 0:
+            raise ConfigError(
+                "keep = 'best' goes by the loss on held-out text: give validation_tokens too, or leave it out"
+            )
         check_rate(self.learning_rate)
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")
@@ -103,7 +108,7 @@ def _check(config: Any, positive: tuple[str, ...], zero_or_more: tuple[str, ...]
         if getattr(config, name) <= 0:
             raise ConfigError(f"{name} = {getattr(config, name)}: expected more than 0")
     for name in zero_or_more:
-        if getattr(config, name) < 0:
+        if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"{name} = {getattr(config, name)}: expected 0 or more")
 
 

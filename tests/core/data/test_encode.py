@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -126,6 +128,30 @@ def test_a_share_of_files_is_held_out_whatever_else_is_there() -> None:
     given = Text("a", "validation", 3, "a", "corpus")
     assert {t.split for t in placed([*texts(9), given], 1e-9) if t is not given} == {"train"}
     assert {t.split for t in placed(texts(100), 1)} == {"validation"}
+
+
+def split_of(placed_texts: Iterable[Text]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for text in placed_texts:
+        found.setdefault(text.text, set()).add(text.split)
+    return found
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_no_copy_of_a_text_held_out_is_trained(step: int) -> None:
+    copied = split_of(placed((texts(9) * 3)[::step], 1e-9))
+    assert sorted(map(sorted, copied.values())) == [["train"]] * 8 + [["validation"]]
+    assert [t.split for t in placed(texts(1) * 3, 1e-9)] == ["train"] * 3  # copies are all there is
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_ones_only_file_is_held_out_beside_a_corpus_that_holds_none_out(step: int) -> None:
+    own, document = texts(1)[0], Text("a", "train", 0, "a", "corpus")
+    assert split_of(placed([own, document][::step], 1e-9)) == {own.text: {"validation"}, "a": {"train"}}
+    general = replace(document, line=-1, origin="general")  # one's only text is not held out for it
+    assert split_of(placed([own, general][::step], 1e-9)) == {own.text: {"train"}, "a": {"train"}}
+    for copy in (replace(document, text=own.text), replace(general, text=own.text)):
+        assert split_of(placed([own, copy, document][::step], 1e-9)) == {own.text: {"train"}, "a": {"train"}}
 
 
 def test_corpus_and_general_texts_stay_where_they_are() -> None:

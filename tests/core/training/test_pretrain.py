@@ -162,6 +162,17 @@ def test_a_run_measures_on_held_out_text_unless_it_is_told_not_to(tmp_path, caps
     assert ("nothing: only the training loss is measured" in told) == (done.validation_loss is None) == (not held_out)
 
 
+def test_by_default_there_need_be_no_held_out_text_and_the_work_is_that_of_the_number(tmp_path, capsys):
+    bare = write_shards(tmp_path / "bare", [np.arange(2, 30)], vocab_size=40, eos_id=0)
+    done = pretrain(bare, tmp_path / "m", PretrainConfig(**TINY, steps=2))
+    assert done.changed and done.validation_loss is None
+    assert "held out     nothing: only the training loss is measured" in capsys.readouterr().err
+    assert json.loads((tmp_path / "m" / "manifest.json").read_text())["settings"]["validation_tokens"] == 16_384
+    assert not pretrain(bare, tmp_path / "m", PretrainConfig(**TINY, steps=2, validation_tokens=16_384)).changed
+    with pytest.raises(ArtifactError, match="different work"):
+        pretrain(bare, tmp_path / "m", PretrainConfig(**TINY, steps=2, validation_tokens=0))
+
+
 def test_one_of_several_folders_with_held_out_text_is_enough(tmp_path):
     bare = write_shards(tmp_path / "bare", [np.arange(2, 30)], vocab_size=40, eos_id=0)
     done = pretrain([bare, shards_of(tmp_path / "shards")], tmp_path / "m", PretrainConfig(**TINY, steps=2))
@@ -183,8 +194,12 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         pretrain(shards, tmp_path / "m", tokenizer=tmp_path)
     unmeasured = write_shards(tmp_path / "unmeasured", [np.arange(2, 30)], vocab_size=40, eos_id=0)
-    with pytest.raises(TrainingError, match=r"unmeasured: no held-out text .*\n.*without measuring: --validation-tok"):
-        pretrain(unmeasured, tmp_path / "m", PretrainConfig(**TINY))
+    asked: dict[str, Any]
+    for asked in ({"validation_tokens": 1}, {"keep": "best"}):
+        with pytest.raises(
+            TrainingError, match=r"unmeasured: no held-out text .*\n.*\n.*give --validation-tokens 0 .*\[pre"
+        ):
+            pretrain(unmeasured, tmp_path / "m", PretrainConfig(**TINY, **asked))
     with pytest.raises(ConfigError, match=r"keep = 'best' goes by .* held-out text: give validation_tokens"):
         PretrainConfig(keep="best", validation_tokens=0)
     empty = write_shards(tmp_path / "empty", [], vocab_size=40, eos_id=0)
