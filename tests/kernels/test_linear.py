@@ -85,7 +85,8 @@ def test_the_bias_of_many_rows(fast: list[int]) -> None:
 @there
 def test_transforms_are_left_to_torch_and_a_second_derivative_is_an_error(fast: list[int]) -> None:
     x, weight = torch.ones(80, 16, requires_grad=True), torch.ones(9, 16)
-    _, found = torch.func.jvp(lambda x: linear(x, weight), (x.detach(),), (x.detach(),))
+    pushed: Any = torch.func.jvp(lambda x: linear(x, weight), (x.detach(),), (x.detach(),))
+    found = pushed[1]
     assert torch.equal(found, torch.full((80, 9), 16.0)) and not fast
     (slope,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -192,7 +193,7 @@ def test_a_hook_or_a_forward_of_its_own_is_called(random: Callable[..., Tensor])
             return 2 * super().forward(x)
 
     x, plain, hooked, other = random(64, 8).float(), torch.nn.Linear(8, 4), torch.nn.Linear(8, 4), Twice(8, 4)
-    hooked.register_forward_hook(lambda _m, _a, y: 0 * y)
+    hooked.register_forward_hook(lambda *given: torch.zeros_like(given[-1]))
     a, b, c = linears(x, plain, hooked, other)
     torch.testing.assert_close(a, plain(x))
     assert not b.any() and torch.equal(c, other(x))
@@ -207,7 +208,7 @@ def test_a_bias_that_is_added_later(monkeypatch: pytest.MonkeyPatch, random: Cal
         layer.weight.normal_()
         layer.bias.normal_()
     y, bias = product_and_bias(layer, x)
-    assert bias is layer.bias
+    assert bias is not None and bias is layer.bias
     torch.testing.assert_close(y + bias, layer(x))
     with torch.autocast("cpu", torch.bfloat16):
         y, bias = product_and_bias(layer, x)
