@@ -112,8 +112,8 @@ class _Loops(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
-        run = _closed_backward if torch.compiler.is_compiling() else _backward_loop
-        return run(*ctx.saved_tensors, gradients[0].contiguous())
+        (gate, up), dy = ctx.saved_tensors, gradients[0].contiguous()
+        return (_closed_backward if torch.compiler.is_compiling() else _backward_loop)(gate, up, dy)
 
 
 def _flat(x: Tensor) -> Any:
