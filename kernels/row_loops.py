@@ -5,7 +5,7 @@ does a row's whole formula reads and writes each number once, and where the form
 with 16 numbers at a time. One core of an Intel Xeon (Sapphire Rapids), 4096 rows, forward and backward, ms:
 
     add and RMSNorm, C = 256     here 1.5, PyTorch 4.5         RoPE, H 8, D 32 (forward)    here 0.5, PyTorch 1.0
-    SwiGLU, F = 688              here 3.4, PyTorch 7.2         bias and GELU, F = 1024         here 4.5, PyTorch 9.0
+    SwiGLU, F = 688              here 3.4, PyTorch 7.2         bias and GELU, F = 1024         here 4.5, PyTorch 5.8
 
 Formulas and names are those of rms_norm.py, layer_norm.py, swiglu.py, gelu.py and rope.py. processor.py says when these
 loops are taken.
