@@ -4,8 +4,8 @@
     train      forward, loss, backward and torch's fused AdamW; equal: the first loss within 10⁻⁵
     decode     greedy, 64 tokens after a prompt of 64, for 1 and for 8 prompts; equal: the same tokens
     memory     the most that a training step held beyond the libraries: weights, gradients, means, activations
-    compiled   train, the others under torch.compile, ours where Numba has not compiled its loops; only if asked for by
-               --only compiled: it takes half a minute a model, and a C++ compiler
+    compiled   train, everybody under torch.compile, and ours as it is beside them; only if asked for by --only
+               compiled: it takes half a minute a model, and a C++ compiler
 
 Three shapes: 5M (vocabulary 4,096, width 256, 6 layers, 16 × 256 tokens), 27M (8,192, 512, 8 layers, 2 × 512) and
 22M-32k (32,000, 384, 6 layers, 2 × 512), each as Llama and, where nanoGPT or gpt2 is named, as GPT-2. The allocator is
@@ -34,7 +34,6 @@ from luthier.core.benchmarks.timing import Row, Tool, in_child, load_own, most_m
 from luthier.core.console import say
 from luthier.core.errors import ConfigError, did_you_mean
 from luthier.core.training.allocator import keep_freed_memory
-from luthier.kernels.processor import compiled, few_threads
 from luthier.models.config import ModelConfig, flops_per_token, preset
 from luthier.models.transformer import Transformer
 
@@ -43,6 +42,7 @@ __all__ = ["GROUPS", "SHAPES", "run"]
 GROUPS = ("forward", "train", "decode", "memory", "compiled")
 FAMILIES = ("llama", "gpt2")
 PROMPT, NEW = 64, 64  # tokens
+PLAIN = "ours, not compiled"
 BUDGET = 12.0  # seconds a tool may take in one race
 NEAR_LOGITS, NEAR_LOSS = 2e-5, 1e-5
 
@@ -124,7 +124,10 @@ def _measured(
     expected = float(F.cross_entropy(truth.flatten(0, 1), labels.flatten()))
     for group in ("train", "compiled"):
         if group in groups:
-            rows += _train(group, case, shape, _everyone(shape, paths, tool), (ids, labels), expected, repeats)
+            entered = _everyone(shape, paths, tool)
+            if group == "compiled":
+                entered[PLAIN] = ours(Transformer(shape.config))
+            rows += _train(group, case, shape, entered, (ids, labels), expected, repeats)
     if "decode" in groups:
         entered = _everyone(shape, paths, None)
         for count in (1, 8):
@@ -164,7 +167,7 @@ def _train(
 ) -> list[Row]:
     tools = {}
     for name, one in entered.items():
-        if group == "compiled":
+        if group == "compiled" and name != PLAIN:
             _compile(name, one)
         tools[name] = Tool(_stepper(one, batch), shape.tokens, lambda loss: abs(loss / expected - 1) <= NEAR_LOSS)
     check = f"first loss within {NEAR_LOSS:g}"
@@ -187,10 +190,7 @@ def _stepper(one: Contender, batch: tuple[Tensor, Tensor]) -> Callable[[], float
 
 
 def _compile(name: str, one: Contender) -> None:
-    """Theirs whole; ours layer by layer as `pretrain --compile on` does, but as they are where our loops are compiled
-    already: there torch.compile is no gain (processor.py), and `pretrain` leaves it."""
-    if name == "ours" and compiled("row_loops") is not None and few_threads():
-        return
+    """Ours layer by layer, as `pretrain --compile on` does; theirs whole."""
     for module in one.module.layers if name == "ours" else [one.module]:  # pyright: ignore[reportGeneralTypeIssues]
         module.compile()
 
