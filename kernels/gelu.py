@@ -21,7 +21,7 @@ import torch.nn.functional as torch_f
 from torch import Tensor
 
 from luthier.kernels.launch import check_together
-from luthier.kernels.processor import closed_loops, compiled
+from luthier.kernels.processor import closed_loops, compiled, copied, rows
 
 __all__ = ["gelu", "gelu_reference"]
 
@@ -36,13 +36,13 @@ def gelu_reference(x: Tensor, bias: Tensor | None = None, approximate: str = "ta
 
 def _forward_loop(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     y = torch.empty_like(x)
-    compiled("row_loops").gelu(_rows(x), _shift(x, bias), tanh, _rows(y))
+    compiled("row_loops").gelu(rows(x), _shift(x, bias), tanh, rows(y))
     return y
 
 
 def _backward_loop(x: Tensor, bias: Tensor | None, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     dx, dbias = torch.empty_like(x), x.new_empty(x.shape[-1])
-    compiled("row_loops").gelu_back(_rows(x), _shift(x, bias), tanh, _rows(dy), _rows(dx), dbias.numpy())
+    compiled("row_loops").gelu_back(rows(x), _shift(x, bias), tanh, rows(dy), rows(dx), dbias.numpy())
     return dx, dbias
 
 
@@ -86,14 +86,8 @@ class _Loops(torch.autograd.Function):
         return dx, None if bias is None else dbias, None
 
 
-def _rows(x: Tensor) -> Any:
-    """A contiguous [..., F] as an array [N, F]."""
-    return x.detach().view(-1, x.shape[-1]).numpy()
-
-
 def _shift(x: Tensor, bias: Tensor | None) -> Any:
-    """The bias, copied: memory that NumPy has seen could not be freed by FSDP."""
-    return (x.new_zeros(x.shape[-1]) if bias is None else bias.detach().clone()).numpy()
+    return x.new_zeros(x.shape[-1]).numpy() if bias is None else copied(bias)
 
 
 def gelu(x: Tensor, bias: Tensor | None = None, *, approximate: Literal["tanh", "none"] = "tanh") -> Tensor:

@@ -35,7 +35,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import closed_loops, compiled
+from luthier.kernels.processor import closed_loops, compiled, copied, rows
 from luthier.kernels.rms_norm import settings
 
 __all__ = ["add_layer_norm", "cost", "layer_norm", "layer_norm_reference"]
@@ -86,25 +86,15 @@ class _Loops(torch.autograd.Function):
         return dx, dx if ctx.add else None, dg, db if ctx.shifts else None, None
 
 
-def _rows(x: Tensor) -> Any:
-    """A contiguous [..., C] as an array [N, C]."""
-    return x.detach().view(-1, x.shape[-1]).numpy()
-
-
-def _weight(x: Tensor) -> Any:
-    """A copy as an array: memory that NumPy has seen could not be freed by FSDP."""
-    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
-
-
 def _in_one_pass(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h, which is empty where there is no residual, and mean and r [2, N]."""
     y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
     known = x.new_empty(2, x.numel() // x.shape[-1])
-    other, sum_ = (None, _rows(x)) if residual is None else (_rows(residual), _rows(h))
-    given = (_rows(x), other, _weight(weight), _weight(bias), np.float32(eps))
-    compiled("row_loops").layer_norm(*given, sum_, _rows(y), *known.numpy())
+    other, sum_ = (None, rows(x)) if residual is None else (rows(residual), rows(h))
+    given = (rows(x), other, copied(weight), copied(bias), np.float32(eps))
+    compiled("row_loops").layer_norm(*given, sum_, rows(y), *known.numpy())
     return y, h, known
 
 
@@ -113,8 +103,8 @@ def _back_in_one_pass(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dg and db."""
     dx, dg, db = torch.empty_like(h), weight.new_empty(len(weight)), weight.new_empty(len(weight))
-    arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-    compiled("row_loops").layer_norm_back(_rows(h), _weight(weight), *known.numpy(), *arrays, dg.numpy(), db.numpy())
+    arrays = [None if t is None else rows(t) for t in (dy, dh, dx)]
+    compiled("row_loops").layer_norm_back(rows(h), copied(weight), *known.numpy(), *arrays, dg.numpy(), db.numpy())
     return dx, dg, db
 
 

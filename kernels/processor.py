@@ -29,7 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["amd_avx512", "closed_loops", "compiled", "few_threads", "intel_avx512", "row_loops", "tiled_loops", "ways"]
+__all__ = [
+    "amd_avx512",
+    "closed_loops",
+    "compiled",
+    "copied",
+    "few_threads",
+    "intel_avx512",
+    "row_loops",
+    "rows",
+    "tiled_loops",
+    "ways",
+]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
@@ -99,6 +110,16 @@ def closed_loops(*tensors: Tensor) -> bool:
     return _loops_there() and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
 
 
+def rows(x: Tensor) -> Any:
+    """A contiguous [..., C] as an array [N, C], as row_loops.py takes it."""
+    return x.detach().view(-1, x.shape[-1]).numpy()
+
+
+def copied(weight: Tensor) -> Any:
+    """A weight as an array of its own: memory that NumPy has seen could not be freed by FSDP."""
+    return weight.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
 def ways() -> str:
     """What sums on this processor follow, in a line: vectors, products, attention, row-wise operations."""
     from luthier.kernels.linear import onednn_is_faster
@@ -107,5 +128,5 @@ def ways() -> str:
     products += " (oneDNN with a bias)" if onednn_is_faster(bias=True) and not onednn_is_faster() else ""
     few = f"up to {MOST_THREADS} threads"
     attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
-    rows = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
-    return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {rows}"
+    by_row = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
+    return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {by_row}"

@@ -43,7 +43,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import closed_loops, compiled
+from luthier.kernels.processor import closed_loops, compiled, copied, rows
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
 
@@ -103,34 +103,24 @@ class _Loops(torch.autograd.Function):
         return dx, dx if ctx.add else None, dg, None
 
 
-def _rows(x: Tensor) -> Any:
-    """A contiguous [..., C] as an array [N, C]."""
-    return x.detach().view(-1, x.shape[-1]).numpy()
-
-
 def _line(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
-
-
-def _weight(x: Tensor) -> Any:
-    """A copy as an array: memory that NumPy has seen could not be freed by FSDP."""
-    return x.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
 def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and r by row_loops.py; h is empty where there is no residual."""
     y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
     r = x.new_empty(x.numel() // x.shape[-1])
-    other, sum_ = (None, _rows(x)) if residual is None else (_rows(residual), _rows(h))
-    compiled("row_loops").rms_norm(_rows(x), other, _weight(weight), np.float32(eps), sum_, _rows(y), _line(r))
+    other, sum_ = (None, rows(x)) if residual is None else (rows(residual), rows(h))
+    compiled("row_loops").rms_norm(rows(x), other, copied(weight), np.float32(eps), sum_, rows(y), _line(r))
     return y, h, r
 
 
 def _back_in_one_pass(h: Tensor, weight: Tensor, r: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dg."""
     dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
-    arrays = [None if t is None else _rows(t) for t in (dy, dh, dx)]
-    compiled("row_loops").rms_norm_back(_rows(h), _weight(weight), _line(r), *arrays, _line(dg))
+    arrays = [None if t is None else rows(t) for t in (dy, dh, dx)]
+    compiled("row_loops").rms_norm_back(rows(h), copied(weight), _line(r), *arrays, _line(dg))
     return dx, dg
 
 
