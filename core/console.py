@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["duration", "progress", "say"]
+__all__ = ["counted", "duration", "progress", "say"]
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -67,6 +67,11 @@ def _lines(title: str, total: float | None, unit: str) -> Callable[..., None]:
             say("  ".join(part for part in (f"{title}: {done:,.0f}{of} {unit}".rstrip(), note) if part))
 
     return advance
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `12,345 documents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import read_jsonl
+from luthier.core.console import counted
 from luthier.core.data.corpus import Document, read_corpus
 from luthier.core.data.questions import Question, is_edited, read_questions
 
@@ -27,7 +28,8 @@ def show_corpus(path: Path) -> None:
     rejected = list(read_jsonl(path / "rejected.jsonl"))
     characters = sum(len(d.text) for d in documents)
     words = sum(len(d.text.split()) for d in documents)
-    _say(console, f"{path}: a corpus of {len(documents):,} documents, {words:,} words, {characters:,} characters\n")
+    size = f"{counted(len(documents), 'document')}, {words:,} words, {characters:,} characters"
+    _say(console, f"{path}: a corpus of {size}\n")
     _counts(console, "format", (d.source.media_type for d in documents))
     _counts(console, "kind", (d.kind for d in documents))
     _counts(console, "split of the stable ones", (d.split for d in documents if d.kind == "stable"))
@@ -43,8 +45,8 @@ def show_questions(path: Path) -> None:
     """Print the human view of a questions file, or of a corpus folder's, to stdout. Raises InputError on a bad row."""
     path, console = Path(path), _console()
     questions = read_questions(path)
-    wordings = sum(1 + len(q.phrasings) for q in questions)
-    _say(console, f"{path}: {len(questions):,} pairs of question and answer, {wordings:,} wordings to train on\n")
+    wordings = counted(sum(1 + len(q.phrasings) for q in questions), "wording")
+    _say(console, f"{path}: {counted(len(questions), 'pair')} of question and answer, {wordings} to train on\n")
     _counts(console, "made by", (q.made_by for q in questions))
     _counts(console, "kind", (q.kind for q in questions))
     _counts(console, "split", (q.split for q in questions))
@@ -81,7 +83,8 @@ def _rejections(console: Console, rejected: Sequence[dict[str, Any]]) -> None:
         _say(console, "\nNothing was left out.")
         return
     whole = [row for row in rejected if not row.get("part")]
-    _say(console, f"\nLeft out: {len(whole):,} documents, {len(rejected) - len(whole):,} running lines")
+    lines = counted(len(rejected) - len(whole), "running line")
+    _say(console, f"\nLeft out: {counted(len(whole), 'document')}, {lines}")
     table = Table("path", "rule", "value", "reason", box=None, padding=(0, 1), header_style="bold")
     for row in (whole + [r for r in rejected if r.get("part")])[:REJECTED_ROWS]:
         value = row["value"]["similarity"] if isinstance(row["value"], dict) else row["value"]

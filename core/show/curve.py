@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.artifacts import read_json, read_jsonl
+from luthier.core.console import counted
 from luthier.core.errors import InputError
 
 __all__ = ["curve", "overlay", "show_curves", "show_losses"]
@@ -30,7 +31,7 @@ def show_losses(path: Path) -> None:
         print(f"{path}: no loss in it")
         return
     vectors = (path.parent / "vocabulary.jsonl").is_file()
-    print(f"{path}: loss of {len(losses):,} steps, {'of a pair' if vectors else 'in nats a trained token'}")
+    print(f"{path}: loss of {counted(len(losses), 'step')}, {'of a pair' if vectors else 'in nats a trained token'}")
     print(f"first {losses[0]:.3f}, last {losses[-1]:.3f}, least {min(losses):.3f}\n")
     print("\n".join(curve(losses)))
     last = f"step {rows[-1].get('step', len(rows))}"
@@ -67,7 +68,7 @@ def show_curves(folders: Sequence[Path]) -> None:
     rows = [[row for row in read_jsonl(file) if "loss" in row] for file in files]
     for mark, folder, file, run in zip(MARKS, folders, files, rows, strict=False):
         held = [row["validation_loss"] for row in read_jsonl(file) if "validation_loss" in row]
-        ends = f"loss {run[-1]['loss']:.3f} after {run[-1]['step']:,} steps" if run else "no step yet"
+        ends = f"loss {run[-1]['loss']:.3f} after {counted(run[-1]['step'], 'step')}" if run else "no step yet"
         print(f"{mark}  {folder}: {ends}{f', {held[-1]:.3f} on held-out text' if held else ''}")
     _print_differences(files)
     for axis in ("steps", "tokens", "seconds"):

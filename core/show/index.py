@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.assistant.index import Hit, open_index
+from luthier.core.console import counted
 
 if TYPE_CHECKING:
     from luthier.core.assistant.chunks import Chunk
@@ -21,7 +22,7 @@ def show_index(folder: Path, text: str | None = None) -> None:
     none."""
     with open_index(folder) as index:
         about = index.about
-        print(f"{folder}: an index of {about['chunks']:,} chunks of {about['documents']:,} documents")
+        print(f"{folder}: an index of {counted(about['chunks'], 'chunk')} of {counted(about['documents'], 'document')}")
         chunks = list(index.chunks())
         for title, values in (("form", (FORMS[c.form] for c in chunks)), ("kind", (c.kind for c in chunks))):
             print(f"{title}: " + ", ".join(f"{name} {n:,}" for name, n in Counter(values).most_common()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.artifacts import read_json, read_manifest
+from luthier.core.console import counted
 from luthier.core.data.shards import FACTS, Shards, open_shards
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def show_shards(folder: Path, console: Console | None = None) -> None:
     folder, console = Path(folder), console or Console(highlight=False)
     manifest, facts = read_manifest(folder, "encode"), read_json(folder / FACTS)
     ids = f"{facts['dtype']} ids of a vocabulary of {facts['vocab_size']:,}"
-    _say(console, f"{folder}: token shards, {ids}, made from {len(manifest['documents']):,} documents\n")
+    _say(console, f"{folder}: token shards, {ids}, made from {counted(len(manifest['documents']), 'document')}\n")
     tokenizer = _tokenizer(folder)
     for split, counts in facts["splits"].items():
         _say(console, f"{split}: {_counts(counts)}", "bold")
@@ -50,7 +51,8 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    text = f"{counts['documents']:,} documents, {counts['tokens']:,} tokens in {counts['files']} files"
+    documents, tokens, files = (counted(counts[f"{noun}s"], noun) for noun in ("document", "token", "file"))
+    text = f"{documents}, {tokens} in {files}"
     return f"{text}, {counts['bytes'] / counts['tokens']:.2f} bytes a token" if counts.get("bytes") else text
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.artifacts import read_json, read_jsonl, read_manifest
+from luthier.core.console import counted
 from luthier.core.errors import InputError
 from luthier.core.show.kernels import PREFIX, show_kernel
 
@@ -243,7 +244,7 @@ def _made(path: Path) -> None:
     print(
         f"         {run.get('finished', 'unknown time')}, {run.get('seconds', 0):,.1f} s, on {run.get('machine', '?')}"
     )
-    print(f"         from {len(manifest.get('documents', [])):,} documents; inputs {inputs or 'none'}")
+    print(f"         from {counted(len(manifest.get('documents', [])), 'document')}; inputs {inputs or 'none'}")
 
 
 def _project(path: Path) -> None:
@@ -325,5 +326,5 @@ def _conversations(path: Path) -> None:
     from luthier.core.data.conversations import pieces, read_conversations
 
     found = read_conversations(path)
-    print(f"{path}: {len(found):,} conversations. The first, with what is trained between ⟦ and ⟧:\n")
+    print(f"{path}: {counted(len(found), 'conversation')}. The first, with what is trained between ⟦ and ⟧:\n")
     print("".join(f"⟦{text}⟧" if trained else text for text, trained in pieces(found[0].messages)))

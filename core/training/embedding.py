@@ -41,11 +41,12 @@ def principal_components(vectors: np.ndarray, columns: int) -> np.ndarray:
 
 @torch.no_grad()
 def start_embedding(weight_VC: torch.Tensor, vectors: Vectors) -> int:
-    """Put `vectors` into the embedding `weight_VC`, in place; returns the number of tokens that got one."""
+    """Put `vectors` into the embedding `weight_VC`, in place; returns the number of tokens that got one (on the device
+    "meta": that would)."""
     ids = np.asarray(vectors.ids, np.int64)
     known = np.flatnonzero((ids >= 0) & (ids < len(weight_VC)))
-    if not len(known):
-        return 0
+    if not len(known) or weight_VC.is_meta:
+        return len(known)
     spread = float(weight_VC.std())
     turned = principal_components(np.asarray(vectors.vectors, np.float64)[known], weight_VC.shape[1])
     turned *= spread / max(float(np.sqrt((turned**2).mean())), 1e-12)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -37,6 +38,7 @@ __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "p
 FIRST_SCALE, GROWS_AFTER = 2.0**16, 2000
 GAIN = 1.2  # of a product by all cores over one: a step gains less
 LONG_RUN = 500  # steps from which compiling on a card pays for itself
+MEMORY = Path("/proc/meminfo")
 
 each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
 
@@ -71,8 +73,11 @@ def faster_threads() -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first weight lies."""
-    return next(model.parameters()).device
+    """Where a model's first weight lies; of a model without weights (on the device "meta"), where a run puts them."""
+    device = next(model.parameters()).device
+    if device.type != "meta":
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare_model(model: nn.Module, config: LoopConfig, made: dict[str, Any]) -> None:
@@ -191,10 +196,13 @@ def memory_used(device: torch.device) -> int:
 
 
 def memory_free(device: torch.device) -> int:
-    """Memory that a run may take here, in bytes; 0 where nobody says."""
+    """Memory that a run may take here, in bytes; 0 where nobody says. What Linux keeps of files it has read is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
+        if MEMORY.is_file():
+            available = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:"))
+            return int(available.split()[1]) * 1024
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return 0

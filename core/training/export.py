@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.artifacts import Artifact, read_jsonl
-from luthier.core.console import say
+from luthier.core.console import counted, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class ExportSummary:
             return f"{self.out} is up to date"
         return (
             f"{', '.join(self.files)} in {self.out}\n"
-            f"self-test: {self.prompts} prompts, the same tokens in the trainer, in {self.opened_by} and in the server"
+            f"self-test: {counted(self.prompts, 'prompt')}, the same tokens in the trainer, in {self.opened_by} "
+            "and in the server"
         )
 
 
@@ -153,10 +154,8 @@ def self_test(model: Transformer, tokenizer: Tokenizer, folder: Path, prompts: S
             raise TrainingError(
                 f"the export says something else in the server: to {prompt!r}\n{here!r}, then {there!r}"
             )
-    say(
-        f"  self-test    {len(asked)} prompts, {sum(map(len, trained))} tokens: the same in the trainer, {opened_by}, "
-        "server"
-    )
+    size = f"{counted(len(asked), 'prompt')}, {counted(sum(map(len, trained)), 'token')}"
+    say(f"  self-test    {size}: the same in the trainer, {opened_by}, server")
     return opened_by
 
 

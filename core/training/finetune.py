@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, documents_of, hash_file, write_jsonl
-from luthier.core.console import duration, say
+from luthier.core.console import counted, duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.finetune_config import FinetuneConfig
@@ -69,11 +69,12 @@ class FinetuneSummary:
         if not self.changed:
             return f"{self.out} is up to date"
         if self.objective == "dpo":
-            took = f"{self.steps:,} steps in {duration(self.seconds)}"
-            return f"{self.pairs:,} preferences, {took}\nloss {self.loss:.3f} (0.693 where none is preferred)"
+            took = f"{counted(self.steps, 'step')} in {duration(self.seconds)}"
+            return f"{counted(self.pairs, 'preference')}, {took}\nloss {self.loss:.3f} (0.693 where none is preferred)"
         held_out = f", {self.held_out_loss:.3f} on wordings held out" if self.held_out_loss is not None else ""
         return (
-            f"{self.pairs:,} pairs in {self.examples:,} wordings, {self.steps:,} steps in {duration(self.seconds)}\n"
+            f"{counted(self.pairs, 'pair')} in {counted(self.examples, 'wording')}, {counted(self.steps, 'step')} in "
+            f"{duration(self.seconds)}\n"
             f"loss {self.loss:.3f} nats a trained token{held_out}"
         )
 
@@ -314,7 +315,8 @@ def _say_plan(
     if found.preferences:
         say(f"  preferences  {len(found.preferences):,}, DPO with β = {config.beta:g}")
     else:
-        say(f"  examples     {len(found.wordings):,}: {found.pairs:,} pairs and conversations in all their wordings")
+        what = "pair or conversation in all its" if found.pairs == 1 else "pairs and conversations in all their"
+        say(f"  examples     {len(found.wordings):,}: {found.pairs:,} {what} wordings")
     for reason, count in found.left_out.items():
         say(f"  left out     {count:,} {reason}")
     text = f", {config.replay_share:.0%} of the trained tokens plain text from {replay}" if replay else ""
@@ -323,8 +325,8 @@ def _say_plan(
     say_work(run, config, model.config, first, trained, frozen)
     say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {config.schedule}")
     say_machine(model, config)
-    cut = pieces_said(rows, config)
-    say(f"  first batch  {rows} rows of {width} tokens{cut}, {fill:.0%} filled, {first.trained:,} tokens trained")
+    size = f"{counted(rows, 'row')} of {width} tokens{pieces_said(rows, config)}"
+    say(f"  first batch  {size}, {fill:.0%} filled, {first.trained:,} tokens trained")
     say(f"  template     {template_of(tokenizer).name}")
     if found.preferences:
         for chosen in (True, False):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.console import duration, say
+from luthier.core.console import counted, duration, say
 
 if TYPE_CHECKING:
     from luthier.core.training.batches import Batch
@@ -51,11 +51,11 @@ def say_plan(prepared: Any, config: Any) -> None:
     passes = steps * config.batch_size * share / len(own)
     first = run["batch_at"](0)
     say(
-        f"  model        {parameter_count(shape):,} parameters: {shape.num_hidden_layers} layers of width "
+        f"  model        {parameter_count(shape):,} parameters: {counted(shape.num_hidden_layers, 'layer')} of width "
         f"{shape.hidden_size}, vocabulary {shape.vocab_size:,}"
     )
     others = "".join(f", {w.total:,} of {_kind(w)} ({s:.0%} of the windows)" for w, s in text.parts[1:])
-    say(f"  text         {own.total:,} tokens in {len(own.chosen):,} documents{others}")
+    say(f"  text         {own.total:,} tokens in {counted(len(own.chosen), 'document')}{others}")
     why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
     say(
         f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens"
@@ -67,7 +67,8 @@ def say_plan(prepared: Any, config: Any) -> None:
     if config.mup_base_width:
         _say_rates(run, config.mup_base_width, shape)
     say_machine(prepared.model, config)
-    say(f"  first batch  {len(first.ids_BT)} rows of {first.ids_BT.shape[1]} tokens, {first.trained:,} of them trained")
+    rows, width = first.ids_BT.shape
+    say(f"  first batch  {counted(rows, 'row')} of {width} tokens, {first.trained:,} of them trained")
     _show(prepared, first)
 
 
@@ -107,7 +108,9 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
         f"  work         {tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}; about "
         f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
     )
-    need, free = training_memory(shape, config, first, trained, frozen), memory_free(device)
+    # The weights are among what is needed, and no longer among what is free
+    held = sum(t.nbytes for t in (*run["model"].parameters(), *run["model"].buffers()) if not t.is_meta)
+    need, free = training_memory(shape, config, first, trained, frozen), memory_free(device) + held
     say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free)}")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import Artifact, hash_file
-from luthier.core.console import duration, say
+from luthier.core.console import counted, duration, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.out_of_memory import memory_told
@@ -61,7 +61,7 @@ class PretrainSummary:
         speed = f", {self.tokens / self.seconds:,.0f} tokens/s" if self.seconds > 0 else ""
         held_out = f", {self.validation_loss:.3f} on held-out text" if self.validation_loss is not None else ""
         return (
-            f"{self.parameters:,} parameters, {self.steps:,} steps in {duration(self.seconds)}{speed}\n"
+            f"{self.parameters:,} parameters, {counted(self.steps, 'step')} in {duration(self.seconds)}{speed}\n"
             f"loss {self.loss:.3f} nats a token{held_out}"
         )
 
@@ -105,7 +105,7 @@ def pretrain(
     with quiet_unless(workers.main), memory_told(config):
         if plan:
             use_machine(config.threads)
-            say_plan(prepare(config, given), config)
+            say_plan(prepare(config, given, plan=True), config)
             return PretrainSummary(Path(out))
         if not workers.main:  # its folder is made by the main process, which also writes it
             workers.wait()
@@ -197,8 +197,10 @@ class Prepared:
         return whole_model(self.model, lambda: Transformer(self.shape))
 
 
-def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None) -> Prepared:
-    """Model, optimizers, batches and schedule of a run, as functions of its settings and inputs alone."""
+def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None, *, plan: bool = False) -> Prepared:
+    """Model, optimizers, batches and schedule of a run, as functions of its settings and inputs alone.
+
+    For a `plan` a new model has its shape only, on the device "meta": a machine too small for it can be told so."""
     import torch
 
     from luthier.core.data.shards import open_shards
@@ -218,7 +220,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
             model.config = extend_context(model.config, config.context, config.scale_positions)
         check_context(config, model.config, given.base, "or stretch its positions: --scale-positions yarn")
     else:
-        model = _new_model(config, train[0].vocab_size)
+        model = _new_model(config, train[0].vocab_size, plan)
     shape = model.config
     if given.vectors is not None:
         _start_from(model, given.vectors, given)
@@ -230,7 +232,7 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
         places = range(step * config.batch_size, (step + 1) * config.batch_size)
         return pack([text[place] for place in places], config.context, 0)
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not model.embed_tokens.weight.is_meta:
         model.to("cuda")
     if config.precision == "bf16-pure":
         model.to(torch.bfloat16)
@@ -260,8 +262,9 @@ def prepare(config: PretrainConfig, given: Given, workers: Workers | None = None
     return Prepared(model, arguments, config.context, shape, text, tokenizer)
 
 
-def _new_model(config: PretrainConfig, vocab_size: int) -> Transformer:
-    """A model with new weights, by the usual initializer or by µP, and how they were drawn on stderr."""
+def _new_model(config: PretrainConfig, vocab_size: int, plan: bool) -> Transformer:
+    """A model with new weights (for a `plan`, with none), by the usual initializer or by µP, and how they are drawn on
+    stderr."""
     import torch
 
     from luthier.models.config import initializer_said
@@ -270,12 +273,12 @@ def _new_model(config: PretrainConfig, vocab_size: int) -> Transformer:
 
     shape, base, generator = model_config(config, vocab_size), config.mup_base_width, torch.Generator()
     generator.manual_seed(config.seed)
-    if not base:
-        say(f"  new weights  {initializer_said(shape)}")
+    say(f"  new weights  {mup_said(shape, base) if base else initializer_said(shape)}")
+    if not base and not plan:
         return Transformer(shape, generator)
-    say(f"  new weights  {mup_said(shape, base)}")
-    model = Transformer(shape, device="meta").to_empty(device="cpu")
-    init_by_width(model, base, generator)
+    model = Transformer(shape, device="meta")
+    if not plan:
+        init_by_width(model.to_empty(device="cpu"), base, generator)
     return model
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import read_json, write_json
-from luthier.core.console import say
+from luthier.core.console import counted, say
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.loop_config import UNSEEN
 
@@ -142,8 +142,7 @@ def threads_said() -> str:
     """How many threads train, in words."""
     import torch
 
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' if count > 1 else ''}"
+    return counted(torch.get_num_threads(), "thread")
 
 
 def save(model: Any, folder: Path | None, tokenizer: Path | Tokenizer | None, base: Path | None = None) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
 from luthier.core.compiling import announce_compiling
-from luthier.core.console import progress, say
+from luthier.core.console import counted, progress, say
 from luthier.core.data.texts import find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError
 
@@ -103,7 +103,7 @@ class TokenizerSummary:
         less = (
             f" (of {self.wanted:,}: no pair is left that occurs often enough)" if self.vocab_size < self.wanted else ""
         )
-        lines = [f"{self.vocab_size:,} ids{less} from {self.texts:,} texts, {self.bytes / 1e6:.2f} MB"]
+        lines = [f"{self.vocab_size:,} ids{less} from {counted(self.texts, 'text')}, {self.bytes / 1e6:.2f} MB"]
         packed = f"{self.bytes / max(self.tokens, 1):.2f} bytes a token on the training text"
         if self.extended:
             packed += f", {self.bytes / max(self.before, 1):.2f} before the {self.extended:,} new ids"

@@ -258,7 +258,7 @@ def test_the_view_shows_tokens_and_where_they_come_from(corpus: Path, tokenizer:
     show_shards(tmp_path / "shards", Console(file=plain, width=200))
     show_shards(tmp_path / "shards", Console(file=colour, width=200, force_terminal=True, color_system="standard"))
     shown = plain.getvalue()
-    assert "train: 2 documents" in shown and "validation: 1 documents" in shown
+    assert "train: 2 documents" in shown and "validation: 1 document," in shown
     assert "care/a.md, line 0 of documents.jsonl" in shown
     assert "The soundboard is spruce.↵" in shown.replace("│", "")
     assert "\x1b[30;46m" in colour.getvalue() and "│" not in colour.getvalue()

@@ -16,7 +16,7 @@ def test_what_a_run_keeps_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
     show(tmp_path)
     shown = capsys.readouterr().out
-    assert "kept in run.json" in shown and "threads      2" in shown and "loss of 1 steps" in shown
+    assert "kept in run.json" in shown and "threads      2" in shown and "loss of 1 step," in shown
     (tmp_path / "step-00000007").mkdir()
     state = {"step": 7, "threads": 1, "compile": "off", "kernels": "AVX512: products by MKL", "torch": "2.13.0"}
     (tmp_path / "step-00000007" / "state.json").write_text(json.dumps(state))

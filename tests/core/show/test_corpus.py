@@ -33,10 +33,10 @@ def test_a_corpus(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show_corpus(corpus)
     out = capsys.readouterr().out
     for part in (
-        "a corpus of 1 documents, 11 words, 64 characters",
+        "a corpus of 1 document, 11 words, 64 characters",
         "format: text/markdown 1",
         "split of the stable ones: train 1",
-        "Left out: 1 documents, 1 running lines",
+        "Left out: 1 document, 1 running line",
         "near-duplicate",
         "0.91",
         "“Fretwork [red]” on pages 1, 2, 3",
@@ -52,7 +52,7 @@ def test_questions(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (corpus, corpus / "questions.jsonl"):
         show_questions(path)
         out = capsys.readouterr().out
-        assert "1 pairs of question and answer, 4 wordings to train on" in out
+        assert "1 pair of question and answer, 4 wordings to train on" in out
         assert 'What does "Care" say about "Humidity [bold]"?' in out
         assert "facts: 45, 55 percent" in out
         assert "care.md, characters 20 to 64" in out

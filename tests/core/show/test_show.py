@@ -58,14 +58,14 @@ def test_every_stage_of_a_project_has_a_view() -> None:
 def test_a_corpus_and_its_files(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (corpus, corpus / "documents.jsonl", corpus / "rejected.jsonl"):
         show(path)
-        assert "a corpus of 1 documents, 8 words" in capsys.readouterr().out
+        assert "a corpus of 1 document, 8 words" in capsys.readouterr().out
 
 
 def test_an_index_and_what_it_finds(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_index(corpus, tmp_path / "index")
     show(tmp_path / "index")
     out = capsys.readouterr().out
-    assert "an index of 2 chunks of 1 documents" in out and "form: sentence 2" in out
+    assert "an index of 2 chunks of 1 document\n" in out and "form: sentence 2" in out
     assert "found by: wood" in out and "words are compared by stem" in out and "made by: " in out
     show(tmp_path / "index", text="What is the bridge made of?")
     assert "wood.md, characters 26 to 46\n        The bridge is maple." in capsys.readouterr().out
@@ -77,10 +77,10 @@ def test_json_lines_are_known_by_their_keys(tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "any.jsonl"
     write_jsonl(file, [{"question": "Why?", "answer": "Because.", "facts": []}])
     show(file)
-    assert "1 pairs of question and answer" in capsys.readouterr().out
+    assert "1 pair of question and answer" in capsys.readouterr().out
     write_jsonl(file, [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}])
     show(file)
-    assert "1 conversations" in (out := capsys.readouterr().out) and "⟦Hello⟧" in out
+    assert "1 conversation." in (out := capsys.readouterr().out) and "⟦Hello⟧" in out
     write_jsonl(file, [{"step": n, "loss": 4 - n / 10} for n in range(1, 31)])
     show(file)
     assert "first 3.900, last 1.000, least 1.000" in (out := capsys.readouterr().out) and "step 30" in out

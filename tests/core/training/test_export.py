@@ -207,7 +207,7 @@ def test_an_export_says_the_same_everywhere(tmp_path, capsys):
     assert (
         cli.main(["export", str(folder), "--out", str(tmp_path / "b"), "--prompt", "The", "--max-new-tokens", "5"]) == 0
     )
-    assert "1 prompts, the same tokens" in capsys.readouterr().out
+    assert "1 prompt, the same tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["folder", "server"])

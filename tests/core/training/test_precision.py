@@ -135,6 +135,29 @@ def test_a_plan_that_does_not_fit_says_which_setting_to_lower(shards, monkeypatc
     assert "only 0.0 GB are free, and smaller pieces do not fit either" in capsys.readouterr().err
 
 
+def test_a_plan_makes_no_weights(shards, capsys):
+    """Of a model that no machine could hold, and with µP."""
+    huge = replace(CONFIG, intermediate_size=1 << 40)
+    for config in (huge, replace(huge, mup_base_width=16)):
+        pretrain(shards, shards.parent / "m", config, plan=True)
+        assert "211,106,232,541,344 parameters" in capsys.readouterr().err  # 2 layers of 3 products of 32 × 2⁴⁰
+
+
+def test_memory_that_a_run_may_take(shards, tmp_path, monkeypatch, capsys):
+    """What Linux can give is free, files that it keeps included; the weights that are there already are not missing."""
+    from luthier.core.training import execution
+
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemFree:  1000 kB\nMemAvailable:  5000 kB\n")
+    monkeypatch.setattr(execution, "MEMORY", tmp_path / "meminfo")
+    assert execution.memory_free(torch.device("cpu")) == 5000 * 1024
+    prepared = prepare(CONFIG, Given((shards,)))
+    weights = sum(p.numel() for p in prepared.model.parameters())
+    need = training_memory(prepared.shape, CONFIG, prepared.arguments["batch_at"](0), weights)
+    monkeypatch.setattr(execution, "memory_free", lambda device: need - 4 * weights)
+    pretrain(shards, tmp_path / "m", replace(CONFIG, steps=1))
+    assert "that are free" in (told := capsys.readouterr().err) and "but only" not in told
+
+
 def test_folders_are_mixed_by_weight(shards, tmp_path):
     both = (shards, shards.parent / "other")
     text = prepare(replace(CONFIG, weights=(3.0, 1.0)), Given(both)).text

@@ -141,6 +141,8 @@ def test_a_run_starts_from_a_vectors_folder(tmp_path, capsys):
     (tmp_path / "vectors").mkdir()
     vectors.save(tmp_path / "vectors")
     small = PretrainConfig(**{**TINY, "learning_rate": 1e-9}, steps=1)
+    pretrain(shards, tmp_path / "planned", small, vectors=tmp_path / "vectors", plan=True)
+    assert "38 of 40 tokens start from" in capsys.readouterr().err
     pretrain(shards, tmp_path / "model", small, vectors=tmp_path / "vectors")
     assert "38 of 40 tokens start from" in capsys.readouterr().err
     weight = load_model(tmp_path / "model").embed_tokens.weight.detach().numpy()[2:]
