@@ -156,6 +156,7 @@ def load_adapter(model: Transformer, folder: Path, name: str = "default") -> Lor
     """
     folder = Path(folder)
     tensors, raw = _read(folder)
+    _same_bits(model, folder)
     if _facts(folder).get("quantize") == "nf4" and not is_quantised(model):
         quantize_base(model)  # it was trained on such weights
     places, config = _places(tensors), _from_json(raw, _targets_in(tensors), folder)
@@ -169,6 +170,19 @@ def load_adapter(model: Transformer, folder: Path, name: str = "default") -> Lor
         hang(model, place, name, adapter)
     use_adapter(model, name)
     return config
+
+
+def _same_bits(model: Transformer, folder: Path) -> None:
+    """LoraError for an adapter beside one that was trained on other weights: the base's in four bits, or not."""
+    kept = _facts(folder).get("quantize")  # an adapter of other makers does not say
+    others = sorted({name for _, layer in layers_of(model, AdaptedLinear) for name in layer.adapters})
+    if not others or kept is None or (kept == "nf4") == is_quantised(model):
+        return
+    its, here = ("four bits", "full") if kept == "nf4" else ("full", "four bits")
+    raise LoraError(
+        f"{folder} was trained on a base in {its}; here the base is in {here} and carries {', '.join(others)}, so the "
+        "adapter would say something else\nLoad the base once more, and the adapter on that."
+    )
 
 
 def _adapter(tensors: dict[str, Tensor], place: str, base: Any, config: LoraConfig, folder: Path) -> Adapter:

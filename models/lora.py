@@ -170,7 +170,11 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def quantize_base(model: Transformer) -> None:
-    """Keep the weights of all products in the layers as NF4 from here on, frozen; embedding, head and norms stay."""
+    """Keep the weights of all products in the layers as NF4 from here on, frozen; embedding, head and norms stay.
+
+    LoraError where adapters hang on them."""
+    if next(layers_of(model, AdaptedLinear), None):
+        raise LoraError("adapters hang on this base already: keep it in four bits before they do")
     for name, linear in layers_of(model, nn.Linear):
         _put(model, name, Nf4Linear(linear))
     model.requires_grad_(False)

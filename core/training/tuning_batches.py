@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.artifacts import atomic_open
-from luthier.core.console import say
+from luthier.core.console import counted, say
 from luthier.core.data.questions import wording as same_words
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.training.batches import Batch, Example, chance, mixed, pack
@@ -158,6 +158,7 @@ def that_fit(tokenizer: Tokenizer, found: Found, row: int, config: FinetuneConfi
         over.append((len(example), w.source))
         if config.too_long == "split":
             kept += split_wording(w, example, row)
+    found.pairs -= len({w.source for w in found.wordings} - {w.source for w in kept})
     found.wordings = kept
     _report(found, over, bool(kept), row, config)
 
@@ -173,7 +174,7 @@ def _preferences_that_fit(tokenizer: Tokenizer, found: Found, row: int, config: 
             kept.append(p)
         else:
             over.append((longest, p.where))
-    found.preferences = kept
+    found.preferences, found.pairs = kept, len(kept)
     _report(found, over, bool(kept), row, config)
 
 
@@ -185,10 +186,10 @@ def _report(found: Found, over: list[tuple[int, str]], any_left: bool, row: int,
         raise TrainingError(f"no example fits into {row} tokens: {where}\nRaise context, or shorten the answers.")
     if config.too_long == "error":
         raise TrainingError(
-            f"{len(over):,} examples are longer than {row} tokens: {where}\n"
+            f"{counted(len(over), 'example')} longer than {row} tokens: {where}\n"
             "Raise context, shorten them, or say what becomes of them: --too-long drop, or split."
         )
     if config.too_long == "split":
-        say(f"  split        {len(over):,} examples longer than {row} tokens ({where})")
+        say(f"  split        {counted(len(over), 'example')} longer than {row} tokens ({where})")
     else:
         found.left_out[f"examples longer than {row} tokens ({where})"] += len(over)

@@ -187,6 +187,29 @@ def test_a_base_in_four_bits_is_remembered(tmp_path: Path) -> None:
     assert is_quantised(opened) and torch.equal(logits(opened), adapted)
 
 
+def test_adapters_for_other_bits_do_not_share_a_base(tmp_path: Path) -> None:
+    """One base is in four bits or not: an adapter that was trained on the other would say something else."""
+    save_model(model_of(), tmp_path / "base")
+    for name in ("full", "four"):
+        model = load_model(tmp_path / "base")
+        if name == "four":
+            quantize_base(model)
+        add_adapter(model)
+        save_adapter(model, tmp_path / name, tmp_path / "base", LoraConfig())
+    for first, second, bits in (("full", "four", "four bits"), ("four", "full", "full")):
+        model = load_model(tmp_path / "base")
+        load_adapter(model, tmp_path / first, first)
+        before = logits(model)
+        with pytest.raises(LoraError, match=f"{second} was trained on a base in {bits}; here .* carries {first}, so"):
+            load_adapter(model, tmp_path / second, second)
+        assert torch.equal(logits(model), before)
+        load_adapter(model, tmp_path / first, "again")
+    model = load_model(tmp_path / "base")
+    add_adapter(model)
+    with pytest.raises(LoraError, match="adapters hang on this base already"):
+        quantize_base(model)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_opens_ours_and_we_open_peft(kind: Any, tmp_path: Path) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")

@@ -121,14 +121,13 @@ def test_examples_that_are_too_long(base: Path, tmp_path: Path, capsys: Any) -> 
     def run(policy: Any) -> Any:
         return finetune(base / "model", [file], tmp_path / policy, FinetuneConfig(epochs=1, too_long=policy, **FAST))
 
-    with pytest.raises(
-        TrainingError, match=r"1 examples are longer than 64 tokens: (.|\n)*c.jsonl:7\n(.|\n)*--too-long"
-    ):
+    with pytest.raises(TrainingError, match=r"1 example longer than 64 tokens: (.|\n)*c.jsonl:7\n(.|\n)*--too-long"):
         run("error")
-    assert run("drop").examples == 6
-    assert "1 examples longer than 64 tokens" in capsys.readouterr().err
+    dropped = run("drop")
+    assert (dropped.examples, dropped.pairs) == (6, 6) and "6: 6 pairs and conv" in (told := capsys.readouterr().err)
+    assert "1 examples longer than 64 tokens" in told
     split = run("split")
-    assert split.examples > 8 and "  split        1 examples longer than" in capsys.readouterr().err
+    assert split.examples > 8 and split.pairs == 7 and "  split        1 example longer than" in capsys.readouterr().err
     tokenizer = load_tokenizer(base / "model")
     rows = [json.loads(line) for line in (tmp_path / "split" / "metrics.jsonl").read_text().splitlines()]
     answers_ = [r["completion"].strip() + "<|im_end|>" for r in [*ROWS, long]]
