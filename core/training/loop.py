@@ -245,6 +245,7 @@ def fit(
                     at = _roll_back(folder, model, optimizers, checkpoints, log, at, what)
                     advance(at.step - step)
                     continue
+                what += f"\n{_spike_advice(config)}"
                 if config.on_spike != "ignore" or not finite:
                     raise TrainingError(what)
                 say(what)
@@ -317,12 +318,17 @@ def is_spike(loss: float, before: Sequence[float]) -> bool:
 
 def _spike(step: int, loss: float, norm: float, at: Place, batch: Batch) -> str:
     before = f" after {sum(at.losses) / len(at.losses):.3f} on average" if at.losses else ""
-    wrong = "a spike" if math.isfinite(loss) and math.isfinite(norm) else "not a number, so training stopped"
+    wrong = "a spike" if math.isfinite(loss) and math.isfinite(norm) else "not a number"
     return (
         f"step {step + 1}: loss {loss:.6g}{before}, gradient norm {norm:.6g}: {wrong}\n"
-        f"Batch {step + at.skipped}, of the documents: {named(batch)}\n"
-        "Lower the learning rate, look at these documents, or go on without them: --on-spike rollback"
+        f"Batch {step + at.skipped}, of the documents: {named(batch)}"
     )
+
+
+def _spike_advice(config: LoopConfig) -> str:
+    if config.on_spike == "rollback":
+        return f"Rolled back {MOST_ROLLBACKS} times already: it is hardly the documents; lower the learning rate"
+    return "Lower the learning rate, look at these documents, or go on without them: --on-spike rollback"
 
 
 def _roll_back(
@@ -334,7 +340,6 @@ def _roll_back(
     checkpoints.drop(after=at.mark)
     old, new = at, _place(state)
     new.skipped = old.skipped + old.step + 1 - new.step
-    what = "\n".join(what.splitlines()[:2])
     say(f"{what}\nRolled back to step {new.step}; the next batch is {new.step + new.skipped}")
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)

@@ -367,10 +367,15 @@ def test_a_run_that_is_to_roll_back_from_now_on(tmp_path):
     assert done.resumed_at == 21 and same(model, plain)
 
 
-def test_rollback_gives_up_when_every_batch_is_bad(tmp_path):
-    with pytest.raises(TrainingError, match="not a number"):
+def test_rollback_gives_up_when_every_batch_is_bad(tmp_path, capsys):
+    """And does not advise what it has done ten times."""
+    with pytest.raises(
+        TrainingError, match=r"not a number\nBatch 10, .*\nRolled back 10 times.* lower the learning rate$"
+    ):
         run(tmp_path / "a", loss_of=lambda m, b: loop.next_token_loss(m, b) * math.nan,
             config=LoopConfig(on_spike="rollback"), **LONG)  # fmt: skip
+    told = capsys.readouterr().err
+    assert "not a number\nBatch 3, of the documents: 3\nRolled back to step 0; the next batch is 4\n" in told
 
 
 def test_not_a_number_stops_and_names_step_and_documents(tmp_path):
