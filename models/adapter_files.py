@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.adapter_gpt2 import gpt2_config, gpt2_to_ours, gpt2_to_theirs, is_gpt2
-from luthier.models.checkpoints import _atomically, _open, _write_json, load_model
+from luthier.models.checkpoints import load_model, open_weights, whole, write_json
 from luthier.models.lora import (
     TARGETS,
     AdaptedLinear,
@@ -70,12 +70,12 @@ def save_adapter(model: Transformer, folder: Path, base: Path, config: LoraConfi
     if model.config.model_type == "gpt2":
         tensors = gpt2_to_theirs(tensors, {f"{PREFIX}{p}": length for p, length in _lengths(model)})
         settings = gpt2_config(settings, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
     ours = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    _atomically(folder / WEIGHTS, lambda path: save_file(ours, path, metadata={"format": "pt"}))
     beside = os.path.relpath(Path(base).resolve(), folder.resolve())
-    _write_json(folder / BASE, {"base": beside, "quantize": "nf4" if is_quantised(model) else "none"})
-    _write_json(folder / CONFIG, settings)
+    with whole(folder, CONFIG) as place:
+        save_file(ours, place / WEIGHTS, metadata={"format": "pt"})
+        write_json(place / BASE, {"base": beside, "quantize": "nf4" if is_quantised(model) else "none"})
+        write_json(place / CONFIG, settings)
 
 
 def _lengths(model: Transformer) -> Iterator[tuple[str, Tensor]]:
@@ -134,7 +134,7 @@ def adapter_facts(folder: Path) -> tuple[LoraConfig, int, int]:
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An adapter's tensors under our names, and its settings."""
     raw = _read_config(folder)
-    with _open(folder / WEIGHTS) as file:
+    with open_weights(folder / WEIGHTS) as file:
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     return gpt2_to_ours(tensors, raw) if is_gpt2(tensors) else (tensors, raw)
 

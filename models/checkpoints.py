@@ -10,8 +10,9 @@ are in layouts.py. `hub:owner/name` instead of a folder downloads one from the H
 installed; nothing else here uses the network.
 
 Reading is all or nothing: names and shapes of every tensor are compared with what config.json asks for before the first
-number is read, and numbers that are not finite are refused. Each file is written under another name, synced and
-renamed, config.json last, so that a folder that can be read is whole.
+number is read, and numbers that are not finite are refused. New files are written and synced in a folder of their own,
+`.saving`, and only then take their places, config.json last: a process that is killed while it writes leaves what was
+there as it was, and a folder that can be read is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,18 @@ from luthier.models.layouts import (
 )
 from luthier.models.transformer import Transformer
 
-__all__ = ["ARCHITECTURES", "CheckpointError", "check_weights", "hub_folder", "load_config", "load_model", "save_model"]
+__all__ = ["ARCHITECTURES", "CheckpointError", "check_weights", "hub_folder", "load_config", "load_model"]
+__all__ += ["open_weights", "save_model", "whole", "write_json"]
 
 MOST_BYTES_A_FILE = 5 * 10**9  # where Hugging Face's own writer begins another file
 HUB = "hub:"
+# What is read of it: no second copy of the weights (Mistral's consolidated.safetensors), nothing in folders
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.bpe", "chat_template.jinja"]
+HUB_OTHERS = ["consolidated*", "*/*"]
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SAVING = ".saving"
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
+APART = f"; {CONFIG} and weights are not of one model, or not all of it: copy both again from where they come from"
 
 
 class CheckpointError(ValueError):
@@ -62,7 +71,8 @@ def hub_folder(folder: Path | str) -> Path:
     except ImportError as error:
         raise CheckpointError(f"{name}: downloading needs huggingface_hub: pip install huggingface_hub") from error
     try:
-        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        found = snapshot_download(name.removeprefix(HUB), allow_patterns=HUB_FILES, ignore_patterns=HUB_OTHERS)
+        return Path(found)
     except Exception as error:
         raise CheckpointError(f"{name} could not be downloaded: {type(error).__name__}: {error}") from error
 
@@ -70,7 +80,7 @@ def hub_folder(folder: Path | str) -> Path:
 def load_config(folder: Path | str) -> ModelConfig:
     """The decoder's numbers from a folder's config.json. Raises CheckpointError for what this decoder cannot be."""
     path = hub_folder(folder) / CONFIG
-    raw = _read_json(path, f"{folder} is not a model folder: it has no {CONFIG}")
+    raw = _read_json(path, f"{folder} is not a model folder: {_lacking(path.parent)}")
     name = _architecture(raw)
     if name not in ARCHITECTURES:
         raise CheckpointError(f"{path}: architecture {name} is not supported; those are {', '.join(ARCHITECTURES)}")
@@ -82,13 +92,21 @@ def load_config(folder: Path | str) -> ModelConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def _lacking(folder: Path) -> str:
+    """What a folder without config.json lacks. A name such as owner/name may be meant for the hub."""
+    if folder.exists():
+        return f"it has no {CONFIG}, which says what model its weights are of; copy it there from where they come from"
+    owned = not folder.is_absolute() and len(folder.parts) == 2 and ".." not in folder.parts
+    return "there is none of that name" + (f"; {HUB}{folder} would be one to download" if owned else "")
+
+
 def _architecture(raw: dict[str, Any]) -> str:
     """The first that is named; where none is, the model_type's, by which transformers goes."""
     named = raw.get("architectures")
     if isinstance(named, list) and named:
         return str(named[0])
     of_type = {family: name for name, family in ARCHITECTURES.items()}
-    return of_type.get(str(raw.get("model_type")), f"none named (model_type {raw.get('model_type')!r})")
+    return of_type.get(str(raw.get("model_type")), f"(none is named, model_type is {raw.get('model_type')!r})")
 
 
 # ---------------------------------------------------------------- reading
@@ -104,16 +122,15 @@ def load_model(folder: Path | str, *, dtype: torch.dtype | None = None) -> Trans
     model, family = Transformer(config, device="meta"), config.model_type
     state: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        expected, where = _compared(folder, model, stack)
-        for name in expected:
-            state |= to_ours(name, _finite(*where[name]).to(dtype), family)
-        if config.tie_word_embeddings and "lm_head.weight" in where:
-            head = where["lm_head.weight"][1].get_tensor("lm_head.weight").to(dtype)
-            if not torch.equal(head, state["embed_tokens.weight"]):
-                raise CheckpointError(
-                    f"{where['lm_head.weight'][0]}: lm_head.weight differs from the embedding, but {CONFIG} says "
-                    "tie_word_embeddings; set it to false there if the head is its own"
-                )
+        where = _compared(folder, model, stack)
+        for name in where:
+            state |= to_ours(name, _finite(*where[name], dtype), family)
+    head = state.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    if head is not None and not torch.equal(head, state["embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{where['lm_head.weight'][0]}: lm_head.weight differs from the embedding, but {CONFIG} says "
+            "tie_word_embeddings; set it to false there if the head is its own"
+        )
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -131,6 +148,8 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(missing) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -147,6 +166,9 @@ def _weight_files(folder: Path) -> list[Path]:
         named = _read_json(folder / INDEX, "").get("weight_map")
         if not isinstance(named, dict) or not named:
             raise CheckpointError(f"{folder / INDEX} has no weight_map")
+        for name, file in named.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise CheckpointError(f"{folder / INDEX}: {name} is in {file!r}, expected the name of a file beside it")
         files = [folder / name for name in sorted(set(named.values()))]
         for file in files:
             if not file.is_file():
@@ -158,10 +180,14 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
 
 
-def _open(path: Path) -> Any:
+def open_weights(path: Path) -> Any:
+    """A safetensors file, opened. Raises CheckpointError for one that is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise CheckpointError(f"{path} points to weights that Git LFS did not fetch: run `git lfs pull` there")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -169,46 +195,64 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _compared(
-    folder: Path, model: Transformer, stack: contextlib.ExitStack
-) -> tuple[Collection[str], dict[str, tuple[Path, Any, str]]]:
-    """The names of a model's tensors in Hugging Face's spelling, and where each is: files, open while `stack` is."""
-    config = model.config
-    expected = {name: t.shape for name, t in to_theirs(dict(model.named_parameters()), config.model_type).items()}
-    where: dict[str, tuple[Path, Any, str]] = {}
+Stored = tuple[Path, Any, str]  # the file a tensor is in, that file opened, the tensor's name in it
+
+
+def _compared(folder: Path, model: Transformer, stack: contextlib.ExitStack) -> dict[str, Stored]:
+    """Where each of a model's tensors is, by its name in Hugging Face's spelling; files are open while `stack` is. A
+    tied head that is written out is one of them."""
+    config, family = model.config, model.config.model_type
+    expected = {name: t.shape for name, t in to_theirs(dict(model.named_parameters()), family).items()}
+    where: dict[str, Stored] = {}
     for path in _weight_files(folder):
-        file = stack.enter_context(_open(path))
-        where |= {full_name(name, config.model_type): (path, file, name) for name in file.keys()}  # noqa: SIM118
-    _compare(folder, expected, where, config.model_type, tied=config.tie_word_embeddings)
-    return expected, where
+        file = stack.enter_context(open_weights(path))
+        for stored in file.keys():  # noqa: SIM118
+            name = full_name(stored, family)
+            if name in where:
+                raise CheckpointError(f"tensor {name} is in {where[name][0]} and again in {path}; one of them is bad")
+            where[name] = (path, file, stored)
+    if config.tie_word_embeddings and "lm_head.weight" in where:
+        expected["lm_head.weight"] = model.embed_tokens.weight.shape
+    _compare(folder, expected, where, family)
+    return {name: where[name] for name in expected}
 
 
-def _compare(
-    folder: Path, expected: dict[str, torch.Size], where: dict[str, tuple[Path, Any, str]], family: str, *, tied: bool
-) -> None:
+def _compare(folder: Path, expected: dict[str, torch.Size], where: dict[str, Stored], family: str) -> None:
     """Names and shapes that the files hold against those that config.json asks for."""
     for name, shape in expected.items():
         if name not in where:
-            raise CheckpointError(f"{folder}: tensor {name} is missing; {CONFIG} asks for it with shape {list(shape)}")
+            hint = "; if the head is the embedding, set tie_word_embeddings to true there"
+            raise CheckpointError(
+                f"{folder}: tensor {name} is missing; {CONFIG} asks for it with shape {list(shape)}"
+                f"{hint if name == 'lm_head.weight' else APART}"
+            )
         path, file, stored = where[name]
         found = file.get_slice(stored).get_shape()
         if list(found) != list(shape):
-            raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, {CONFIG} asks for {list(shape)}")
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(found)}, {CONFIG} asks for {list(shape)}{APART}"
+            )
         if (kind := file.get_slice(stored).get_dtype()) not in ("F64", "F32", "F16", "BF16"):
             raise CheckpointError(f"{path}: tensor {name} is of type {kind}, expected F32, F16, BF16 or F64")
-    for name in where.keys() - expected.keys():
-        if not harmless(name, family) and not (tied and name == "lm_head.weight"):  # the caller looks at a tied head
-            raise CheckpointError(f"{where[name][0]}: tensor {name} has no place in the model that {CONFIG} describes")
+    for name in where:
+        if name not in expected and not harmless(name, family):
+            raise CheckpointError(
+                f"{where[name][0]}: tensor {name} has no place in the model that {CONFIG} describes{APART}"
+            )
 
 
-def _finite(path: Path, file: Any, name: str) -> Tensor:
-    """A file's tensor, if every number in it is one; the sum is not finite if any term is not."""
-    weight = file.get_tensor(name)
+def _finite(path: Path, file: Any, name: str, dtype: torch.dtype) -> Tensor:
+    """A file's tensor in `dtype`, if every number in it is one there; the sum is not finite if any term is not."""
+    stored = file.get_tensor(name)
+    weight = stored.to(dtype)
     if not torch.isfinite(weight.sum(dtype=torch.float64)):
-        wrong = int((~torch.isfinite(weight)).sum())
-        raise CheckpointError(
-            f"{path}: tensor {name} holds {wrong:,} numbers that are NaN or infinite; the file is bad"
-        )
+        if wrong := int((~torch.isfinite(stored)).sum()):
+            raise CheckpointError(
+                f"{path}: tensor {name} holds {wrong:,} numbers that are NaN or infinite; the file is bad"
+            )
+        if wrong := int((~torch.isfinite(weight)).sum()):
+            kind = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: tensor {name} holds {wrong:,} numbers that are too large for {kind}")
     return weight
 
 
@@ -227,7 +271,7 @@ def save_model(
     """Write the model's folder: weights in the dtype they have, generation_config.json, config.json.
 
     `eos_token_id` are the tokens at which generation ends, one or several. Files of an earlier model in the folder are
-    replaced. Raises CheckpointError if a weight is not finite; nothing is written then.
+    replaced, at the end. Raises CheckpointError if a weight is not finite; nothing is written then.
     """
     folder = Path(folder)
     ours = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
@@ -235,15 +279,14 @@ def save_model(
     for name, weight in weights.items():
         if not torch.isfinite(weight.sum(dtype=torch.float64)):
             raise CheckpointError(f"tensor {name} holds numbers that are NaN or infinite; {folder} was not written")
-    folder.mkdir(parents=True, exist_ok=True)
     eos = eos_token_id if eos_token_id is None or isinstance(eos_token_id, int) else [int(i) for i in eos_token_id]
     tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos, "pad_token_id": pad_token_id}
     dtype = model.embed_tokens.weight.dtype
-    (folder / CONFIG).unlink(missing_ok=True)  # from here until the end the folder is no model folder
-    _write_weights(weights, folder, most_bytes_a_file)
-    given = {name: value for name, value in tokens.items() if value is not None}
-    _write_json(folder / "generation_config.json", {"do_sample": False, **given})
-    _write_json(folder / CONFIG, config_to_json(model.config, dtype, tokens))
+    with whole(folder, CONFIG, replaces=("model*.safetensors", INDEX)) as place:
+        _write_weights(weights, place, most_bytes_a_file)
+        given = {name: value for name, value in tokens.items() if value is not None}
+        write_json(place / "generation_config.json", {"do_sample": False, **given})
+        write_json(place / CONFIG, config_to_json(model.config, dtype, tokens))
 
 
 def _write_weights(weights: dict[str, Tensor], folder: Path, most: int) -> None:
@@ -261,36 +304,42 @@ def _write_weights(weights: dict[str, Tensor], folder: Path, most: int) -> None:
     n = len(parts)
     names = [WEIGHTS] if n == 1 else [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
     for file, part in zip(names, parts, strict=True):
-        _atomically(folder / file, lambda path, part=part: save_file(part, path, metadata={"format": "pt"}))
+        save_file(part, folder / file, metadata={"format": "pt"})
     if n > 1:
         index = {name: file for file, part in zip(names, parts, strict=True) for name in part}
         total = sum(weight.nbytes for weight in weights.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-    _remove_others(folder, {*names, *([INDEX] if n > 1 else [])})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _remove_others(folder: Path, written: Iterable[str]) -> None:
-    """Weights of an earlier model, which a reader would take for ours."""
-    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
-        if path.name not in written:
-            path.unlink(missing_ok=True)
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """A file as people read it."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2) + "\n"
-    _atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+@contextlib.contextmanager
+def whole(folder: Path, last: str, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder for new files. When the block ends without an error they are synced and take their places in `folder`;
+    others there that are named like `replaces` go, for a reader would take them for ours.
 
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, sync it and give it the name: whole, or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    `last`, without which the folder is none, goes first and comes last: what can be read is all old or all new.
+    """
+    place = folder / SAVING
+    if place.exists():  # of a process that was killed
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors leaves its files to their owner alone
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield place
+        names = [path.name for path in place.iterdir() if path.name != last] + [last]
+        mode = (place / last).stat().st_mode
+        for name in names:
+            (place / name).chmod(mode)  # safetensors leaves its files to their owner alone
+            with (place / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        (folder / last).unlink(missing_ok=True)
+        for path in (path for pattern in replaces for path in folder.glob(pattern)):
+            if path.name not in names:
+                path.unlink()
+        for name in names:
+            (place / name).replace(folder / name)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(place)

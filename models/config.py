@@ -155,6 +155,11 @@ class ModelConfig:
                 f"num_attention_heads = {H} do not fit into hidden_size = {self.hidden_size}: "
                 "choose a divisor of it, or set head_dim"
             )
+        if self.hidden_size % H and self.model_type == "llama":
+            raise ModelConfigError(
+                f"num_attention_heads = {H} do not divide hidden_size = {self.hidden_size}, as transformers demands of "
+                "llama: model_type = 'mistral' is the same decoder and may"
+            )
         if (self.head_size % 2 or self.head_size < 2) and not self.learned_positions:
             raise ModelConfigError(
                 f"head_dim = {self.head_size} (hidden_size / num_attention_heads unless set) must be even: "

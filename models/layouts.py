@@ -130,6 +130,9 @@ def _scaling(rope: dict[str, Any], context: int) -> RopeScaling | None:
     if kind == "default":
         return None
     original = rope.get("original_max_position_embeddings") or context
+    needed = {"linear": ["factor"], "dynamic": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"]}
+    if lacking := [key for key in needed.get(kind, []) if key not in rope]:
+        raise ModelConfigError(f"rope scaling {kind!r} has no {' and no '.join(lacking)}, which it needs")
     if kind == "llama3":
         given = {key: rope[key] for key in ("low_freq_factor", "high_freq_factor")}
     elif kind == "yarn":

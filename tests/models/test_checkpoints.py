@@ -217,12 +217,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any], name: str = "model.safetensors") -> None:
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder / name)
     change(weights)
-    save_file(weights, folder / "model.safetensors")
+    save_file(weights, folder / name)
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -232,7 +232,11 @@ def configure(folder: Path, **changes: Any) -> None:
 
 NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), ["not a model folder", "config.json"]),
+    "no config": (lambda f: (f / "config.json").unlink(), ["not a model folder", "config.json", "copy it there"]),
+    "a folder for a config": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        ["config.json", "cannot be read", "directory"],
+    ),
     "broken config": (lambda f: (f / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
     "other architecture": (
         lambda f: configure(f, architectures=["BertModel"]),
@@ -248,6 +252,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda f: configure(f, rope_scaling={"type": "longrope", "factor": 2.0}),
         ["longrope", "yarn", "llama3"],
     ),
+    "scaling without a factor": (
+        lambda f: configure(f, rope_scaling={"rope_type": "linear"}),
+        ["config.json", "'linear'", "no factor"],
+    ),
+    "heads that transformers refuses": (
+        lambda f: configure(f, num_attention_heads=10, num_key_value_heads=2, head_dim=32),
+        ["num_attention_heads = 10", "hidden_size = 192", "mistral"],
+    ),
     "quantised": (lambda f: configure(f, quantization_config={}), ["quantization_config"]),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors"]),
     "pickled weights": (
@@ -259,7 +271,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["model.safetensors", "cut short"],
     ),
     "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["model.safetensors", "damaged"]),
-    "tensor missing": (lambda f: rewrite(f, lambda w: w.pop(DOWN)), [DOWN, "missing", "[192, 512]"]),
+    "a pointer of Git LFS": (
+        lambda f: (f / "model.safetensors").write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}"
+        ),
+        ["model.safetensors", "git lfs pull"],
+    ),
+    "tensor missing": (
+        lambda f: rewrite(f, lambda w: w.pop(DOWN)),
+        [DOWN, "missing", "[192, 512]", "copy both again"],
+    ),
+    "head missing": (
+        lambda f: configure(f, tie_word_embeddings=False),
+        ["lm_head.weight", "missing", "[64, 192]", "set tie_word_embeddings to true"],
+    ),
     "tensor too many": (
         lambda f: rewrite(f, lambda w: w.update({"model.layers.0.mlp.down_proj.bias": torch.ones(192)})),
         ["model.layers.0.mlp.down_proj.bias", "no place"],
@@ -271,6 +296,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "tensor of whole numbers": (lambda f: rewrite(f, lambda w: w.update({NORM: w[NORM].int()})), [NORM, "I32", "F32"]),
     "NaN": (lambda f: rewrite(f, lambda w: w[DOWN][3].fill_(float("nan"))), [DOWN, "512 numbers", "NaN"]),
     "infinite": (lambda f: rewrite(f, lambda w: w[NORM][:2].fill_(float("inf"))), [NORM, "2 numbers"]),
+    "too large for float32": (
+        lambda f: rewrite(f, lambda w: w.update({NORM: w[NORM].double() * 1e300})),
+        [NORM, "192 numbers", "too large for float32"],
+    ),
+    "a tied head of another shape": (
+        lambda f: rewrite(f, lambda w: w.update({"lm_head.weight": torch.ones(3, 192)})),
+        ["lm_head.weight", "[3, 192]", "[64, 192]"],
+    ),
+    "a tied head of NaN": (
+        lambda f: rewrite(f, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] * float("nan")})),
+        ["lm_head.weight", "NaN"],
+    ),
     "two heads": (
         lambda f: rewrite(f, lambda w: w.update({"lm_head.weight": 2 * w["model.embed_tokens.weight"]})),
         ["lm_head.weight", "tie_word_embeddings"],
@@ -294,6 +331,31 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     lost.unlink()
     with pytest.raises(CheckpointError, match=lost.name):
         load_model(tmp_path)
+
+
+SHARDS: dict[str, tuple[Callable[[Path, dict[str, str]], Any], list[str]]] = {
+    "a number for a file": (lambda _, files: files.update({DOWN: 3}), [DOWN, "3", "name of a file"]),  # type: ignore[dict-item]
+    "a file outside": (lambda _, files: files.update({DOWN: "../model/model.safetensors"}), [DOWN, "../model"]),
+    "a tensor in two files": (
+        lambda f, files: rewrite(f, lambda w: w.update({DOWN: torch.zeros(192, 512)}), files[NORM]),
+        [DOWN, "00002-of", "again in", "00004-of"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", SHARDS)
+def test_what_an_index_says_wrongly_is_named(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=2)), folder, most_bytes_a_file=1_000_000)
+    save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=2)), tmp_path / "model")
+    load_model(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    hurt, words = SHARDS[damage]
+    hurt(folder, index["weight_map"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_a_folder_that_is_a_file_or_nothing_is_none(tmp_path: Path) -> None:
@@ -331,9 +393,41 @@ def test_bad_weights_are_not_written_and_a_failed_write_leaves_no_half(
     shutil.copytree(folder, copy)
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save_model(load_model(folder), copy)
-    assert not list(copy.glob(".*tmp"))
-    assert (copy / "model.safetensors").read_bytes() == before["model.safetensors"]
+        save_model(Transformer(load_config(folder), seed=7), copy, most_bytes_a_file=1_000_000)
+    assert {f.name: f.read_bytes() for f in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "os.fsync"])
+def test_a_process_that_is_killed_while_it_saves_leaves_what_was_there(where: str, folder: Path) -> None:
+    """As kill -9 does, at the second file or at the first sync; the next save leaves nothing of the first."""
+    import signal
+    import subprocess
+    import sys
+
+    module, _, name = where.rpartition(".")
+    program = f"""
+import importlib, os, sys
+from pathlib import Path
+from luthier.models.checkpoints import load_config, save_model
+from luthier.models.transformer import Transformer
+module = importlib.import_module({module!r})
+real, calls = module.{name}, []
+def killed(*a, **k):
+    calls.append(real(*a, **k))
+    if len(calls) > {name != "fsync":d}:
+        os.kill(os.getpid(), 9)
+module.{name} = killed
+folder = Path(sys.argv[1])
+save_model(Transformer(load_config(folder), seed=7), folder, most_bytes_a_file=1_000_000)
+"""
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    done = subprocess.run([sys.executable, "-c", program, str(folder)])
+    assert done.returncode == -signal.SIGKILL
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
+    model = load_model(folder)
+    save_model(model, folder)
+    assert {f.name for f in folder.iterdir()} == before.keys()
+    assert load_model(folder).norm.weight.equal(model.norm.weight)
 
 
 def test_a_hub_id_is_downloaded_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +445,30 @@ def test_a_hub_id_is_downloaded_when_asked_for(folder: Path, monkeypatch: pytest
     assert torch.equal(load_model(Path("hub:owner/name")).norm.weight, load_model(folder).norm.weight)
     with pytest.raises(CheckpointError, match=r"hub:owner/none .*404"):
         load_model("hub:owner/none")
-    with pytest.raises(CheckpointError, match="not a model folder"):
+    with pytest.raises(CheckpointError, match=r"not a model folder.*hub:owner/name would be one to download"):
         load_model(Path("owner/name"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
         load_model("hub:owner/name")
+
+
+def test_a_download_brings_what_is_read_and_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hub's own filter, on the files of a folder such as Mistral's or GPT-2's."""
+    import sys
+    from types import SimpleNamespace
+
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"]
+    files += ["tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja", "adapter_model.safetensors"]
+    others = ["README.md", "consolidated.safetensors", "onnx/model.json", "original/params.json", "pytorch_model.bin"]
+    taken: list[str] = []
+
+    def snapshot_download(_: str, **patterns: Any) -> str:
+        taken.extend(filter_repo_objects(files + others, **patterns))
+        return "nowhere"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(CheckpointError):
+        load_config("hub:owner/name")
+    assert taken == files
