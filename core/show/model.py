@@ -38,6 +38,8 @@ def show_model(folder: Path, text: str | None = None, page: Path | None = None) 
 
     if page is not None and text is None:
         raise InputError("a page is of a text: add --text")
+    if page is not None and not (page := Path(page)).parent.is_dir():
+        raise InputError(f"{page}: there is no folder {page.parent}")
     folder, console = Path(folder), _console()
     whole = base_of(folder) if is_adapter(folder) else folder
     config = load_config(whole)
@@ -155,6 +157,11 @@ def _losses(console: Console, folder: Path, text: str, page: Path | None) -> Non
     from luthier.tokenizers.formats import load_tokenizer
 
     model, tokenizer = open_model(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size > (rows := model.config.vocab_size):
+        raise InputError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model only {rows:,}\n"
+            "They do not belong together: copy the model's own tokenizer into the folder."
+        )
     ids = [tokenizer.eos_id, *(int(i) for i in tokenizer.encode_ordinary(text))]  # a document begins after an end
     if len(ids) < 2:
         raise InputError("the text holds no token; give at least one character")

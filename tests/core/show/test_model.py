@@ -40,6 +40,19 @@ def test_parameters_and_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str
         show_model(tmp_path / "nothing")
 
 
+def test_a_tokenizer_of_another_model_and_a_page_in_no_folder_are_named(tmp_path: Path) -> None:
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import save_tokenizer
+
+    tokenizer = train_bpe(["the spruce soundboard and the maple back"] * 9, vocab_size=280)
+    save_model(Transformer(preset("demo", vocab_size=270, num_hidden_layers=1)), tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
+    with pytest.raises(InputError, match="280 tokens, its model only 270"):
+        show_model(tmp_path, "the")
+    with pytest.raises(InputError, match=r"look\.html: there is no folder .*nowhere"):
+        show_model(tmp_path, "the", tmp_path / "nowhere" / "look.html")
+
+
 def test_weights_that_are_not_what_config_says_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After what config.json says; a folder without weights has that alone."""
     save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=1)), tmp_path)
