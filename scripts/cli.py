@@ -8,6 +8,7 @@ stage's own config) and `main(argv)`. The same file runs alone: `python scripts/
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -97,8 +98,8 @@ def run(verb_main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     except BrokenPipeError:  # `luthier show X | head -1`: nobody reads any more, and nothing need be said
         _close_stdout()
         return 1
-    except (LuthierError, OSError, ValueError, TypeError) as error:
-        if debug or not (isinstance(error, OSError) or _for_the_user(error)):
+    except Exception as error:
+        if debug or not (isinstance(error, OSError) or _for_the_user(error) or _disk_is_full(error)):
             raise
         print(f"luthier: {_said(error)}", file=sys.stderr)
         return 1
@@ -112,9 +113,17 @@ def _close_stdout() -> None:
 
 def _said(error: BaseException) -> str:
     """An error in words; one of the operating system's as the file it is about and what is the matter with it."""
+    said = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{said}\nMake room on the disk and start the same command again." if _disk_is_full(error) else said
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether a disk is full, or a quota; safetensors says it in a class of its own."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error)
 
 
 def _for_the_user(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ line with validation_loss at each evaluation. There is no clock time in it: the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -439,8 +440,11 @@ class _Metrics:
         """Say in clock.jsonl, once a second, how long the run has taken; no two runs share that, so it is apart."""
         if self.file and seconds - self.told >= 1:
             self.told = seconds
-            with self.path.with_name(CLOCK).open("a") as file:
-                file.write(json.dumps({"step": step, "seconds": round(seconds, 2)}) + "\n")
+            self._try(lambda: self._tell({"step": step, "seconds": round(seconds, 2)}))
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        with self.path.with_name(CLOCK).open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.file:
@@ -464,9 +468,11 @@ class _Metrics:
     def __enter__(self) -> _Metrics:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self.file:
-            self.file.close()
+            # What a full disk did not take is tried once more here; that it did not is said already
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                self.file.close()
 
 
 def _clip(weights: list[torch.nn.Parameter], most: float) -> float:

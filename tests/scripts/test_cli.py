@@ -1,5 +1,6 @@
 """The command line: every verb explains itself at once, errors are short, exit codes are those promised."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -69,6 +70,25 @@ def test_errors_for_the_user_are_short_and_defects_keep_their_trace(capsys):
 def test_a_refusal_of_the_operating_system_is_one_line(capsys, tmp_path):
     assert run(lambda _: (tmp_path / "gone.txt").open().close(), []) == 1
     assert capsys.readouterr().err == f"luthier: {tmp_path / 'gone.txt'}: No such file or directory\n"
+
+
+def test_a_full_disk_says_which_file_and_what_to_do(capsys, tmp_path):
+    """Whoever wrote: our own files, and safetensors, whose errors are of a class of its own."""
+    from safetensors import SafetensorError
+
+    from luthier.core.artifacts import atomic_open
+
+    def ours(_):
+        with atomic_open(tmp_path / "facts.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def theirs(_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for full, where in ((ours, f"{tmp_path / 'facts.json'}: No space left on device\n"), (theirs, "No space left")):
+        assert run(full, []) == 1
+        said = capsys.readouterr().err
+        assert where in said and said.endswith("\nMake room on the disk and start the same command again.\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["show", "--help"], ["show", "."]])

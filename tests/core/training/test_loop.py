@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import threading
 import time
 
@@ -256,6 +257,21 @@ def test_metrics_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.os, "fsync", full)
     with pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: No space left"):
         run(tmp_path / "a")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_a_line_that_the_disk_does_not_take(tmp_path):
+    """The operating system itself refuses to write on; closing the file, which tries again, does not hide the word."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: File too large\nmake room"):
+            run(tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert same(run(tmp_path / "a")[0], run(tmp_path / "b")[0])
 
 
 # ---------------------------------------------------------------- what is kept
