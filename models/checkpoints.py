@@ -175,8 +175,11 @@ def _weight_files(folder: Path) -> list[Path]:
                 first = min(name for name, f in named.items() if f == file.name)
                 raise CheckpointError(f"{file} is missing; {INDEX} expects {first} and more in it. Copy it again.")
         return files
-    pickled = sorted(f.name for f in folder.glob("pytorch_model*.bin"))
-    hint = f"; {pickled[0]} is a pickle, which may run code: convert it to safetensors first" if pickled else ""
+    hint = f": copy them there from where {CONFIG} comes from"
+    if pickled := sorted(f.name for f in folder.glob("pytorch_model*.bin")):
+        hint = f"; {pickled[0]} is a pickle, which may run code: convert it to safetensors first"
+    elif shards := sorted(f.name for f in folder.glob("model-*.safetensors")):
+        hint = f", which says what is in {shards[0]} and the others: copy it there"
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
 
 

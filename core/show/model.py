@@ -202,4 +202,8 @@ def _write_page(page: Path, folder: Path, seen: Look, tokenizer: Tokenizer) -> N
 
 def _piece(tokenizer: Tokenizer, token: int) -> str:
     """A token as a person can tell it apart: blanks shown, bytes that are no text escaped."""
-    return repr(tokenizer.tokens[token].decode("utf-8", errors="backslashreplace"))
+    piece = tokenizer.tokens[token]
+    try:
+        return repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(piece).removeprefix("b")

@@ -145,6 +145,8 @@ class Given:
             raise ConfigError(f"{len(config.weights)} weights for {len(self.shards)} folders of shards: one each")
         if self.base is not None and config.mup_base_width:
             raise ConfigError("mup_base_width is for new weights: with --base, give a learning rate alone")
+        if self.base is None and config.scale_positions:
+            raise ConfigError("scale_positions is for a base model: without --base, a new one is trained at --context")
         opened = [open_shards(folder, "train") for folder in self.shards]
         for one in opened:
             if not len(one.tokens):

@@ -261,7 +261,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["num_attention_heads = 10", "hidden_size = 192", "mistral"],
     ),
     "quantised": (lambda f: configure(f, quantization_config={}), ["quantization_config"]),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors"]),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors", "copy them there"]),
+    "a shard without an index": (
+        lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
+        ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "copy it there"],
+    ),
     "pickled weights": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         ["pytorch_model.bin", "pickle"],

@@ -53,6 +53,17 @@ def test_a_tokenizer_of_another_model_and_a_page_in_no_folder_are_named(tmp_path
         show_model(tmp_path, "the", tmp_path / "nowhere" / "look.html")
 
 
+def test_bytes_that_are_no_text_are_shown_as_bytes() -> None:
+    """With one backslash: two would be a backslash in the text."""
+    from luthier.core.show.model import _piece
+    from luthier.tokenizers.bpe_train import train_bpe
+
+    tokenizer = train_bpe(["é é é é"] * 9, vocab_size=262)
+    shown = {tokenizer.tokens[i]: _piece(tokenizer, i) for i in range(tokenizer.vocab_size)}
+    assert shown[b"\xac"] == r"'\xac'" and shown[b"\\"] == r"'\\'" and shown[b"\n"] == r"'\n'"
+    assert "'é'" in shown.values()
+
+
 def test_weights_that_are_not_what_config_says_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After what config.json says; a folder without weights has that alone."""
     save_model(Transformer(preset("demo", vocab_size=64, num_hidden_layers=1)), tmp_path)

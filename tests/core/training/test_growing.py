@@ -169,3 +169,6 @@ def test_a_longer_context_by_scaled_positions(base, tmp_path):
     pretrain(shards, tmp_path / "long", PretrainConfig(**longer), base=base / "model")
     config = load_model(tmp_path / "long").config
     assert config.context == 300 and config.rope_scaling is not None and config.rope_scaling.rope_type == "yarn"
+    with pytest.raises(ConfigError, match="scale_positions is for a base model"):
+        pretrain(shards, tmp_path / "new", PretrainConfig(**longer), tokenizer=base / "tokenizer")
+    assert not (tmp_path / "new").exists()
