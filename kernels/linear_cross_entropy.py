@@ -48,7 +48,7 @@ from luthier.kernels.cross_entropy import (
     row_slopes,
 )
 from luthier.kernels.launch import Impl, LaunchError, check_floats, check_together, use_triton
-from luthier.kernels.linear import linear
+from luthier.kernels.product import product
 
 __all__ = ["IGNORE", "cost", "linear_cross_entropy", "linear_cross_entropy_reference", "linear_log_probs"]
 
@@ -84,7 +84,7 @@ def _slopes(
 ) -> tuple[Tensor, Tensor | None]:
     """PyTorch: the losses of a block of rows, and dz (times factor [n]) in the logits' memory if it is needed."""
     smoothing, z_loss = options
-    z, labels = _wide(linear(x, weight)), labels[:, None]
+    z, labels = _wide(product(x, weight.T)), labels[:, None]
     if not (smoothing or z_loss):
         torch.softmax(z, 1, out=z)
         p = z.gather(1, labels)
@@ -92,7 +92,7 @@ def _slopes(
             if need:
                 z.scatter_add_(1, labels, z.new_full((), -1.0).expand_as(labels))
             return -p.log()[:, 0], (z if factor is None else z.mul_(factor[:, None])) if need else None
-        z = _wide(linear(x, weight))  # a label so unlikely that its probability has no logarithm: the logits once more
+        z = _wide(product(x, weight.T))  # a label of a probability without logarithm: the logits once more
     of_label = z.gather(1, labels)
     mean = z.mean(1, keepdim=True) if smoothing else 0.0
     top = z.amax(1, keepdim=True)
@@ -144,12 +144,12 @@ def _blocks(
             continue
         dz = dz.to(x.dtype)
         if dx is not None:
-            dx[block] = linear(dz, weight.T)
+            dx[block] = product(dz, weight)
         if need[1]:
             if dW is None:  # into room of its dtype, which autocast leaves alone
-                dW = torch.mm(dz.T, x[block], out=torch.empty_like(weight))
+                dW = product(dz.T, x[block], out=torch.empty_like(weight))
             else:
-                dW.addmm_(dz.T, x[block])
+                product(dz.T, x[block], out=dW, add=True)
         del dz  # before the next block's logits are made
     return loss, dx, torch.zeros_like(weight) if need[1] and dW is None else dW
 

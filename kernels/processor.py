@@ -1,14 +1,16 @@
 """What a CPU does best, by its make: rules that were measured, so that nothing is timed at a user's start.
 
                                     AMD with AVX-512            Intel and others
-    products of float32             oneDNN (linear.py)          MKL, on Intel with AVX-512 oneDNN where a bias is added
+    products of float32             oneDNN (product.py)         in three parts of bfloat16 (split_loops.py) with AMX, Numba
+                                                                and one or two threads; else MKL, with AVX-512 oneDNN
+                                                                where a bias is added
     causal attention of float32     in bands of queries         in tiles of registers (tiled_attention.py) with AVX-512,
                                     (causal_attention.py)       Numba and one or two threads; else PyTorch's fused one
     row-wise operations             one pass over memory (row_loops.py) where Numba is installed and one or two threads
                                     compute; with more of them PyTorch's several passes, which share the work
 
 GFLOP/s of one core, y = x Wᵀ (4096 rows, 256 → 688): AMD EPYC (Zen 4) MKL 93, oneDNN 105; Intel Xeon (Sapphire Rapids)
-MKL 178, oneDNN 153. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64): AMD bands 48,
+MKL 178, oneDNN 153, in parts 270. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64): AMD bands 48,
 32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. One thread's one pass takes no longer than PyTorch's
 passes by two (SwiGLU forward, 4096 × 688: 1.2 and 1.4 ms).
 
@@ -38,6 +40,7 @@ __all__ = [
     "intel_avx512",
     "row_loops",
     "rows",
+    "split_loops",
     "tiled_loops",
     "ways",
 ]
@@ -85,12 +88,24 @@ def tiled_loops() -> Any:
     return compiled("tiled_loops") if intel_avx512() else None
 
 
+@cache
+def _amx() -> bool:
+    """Whether the system lets this process use a unit for products of bfloat16."""
+    able = intel_avx512() and "amx_bf16" in Path("/proc/cpuinfo").read_text() and hasattr(torch.cpu, "_init_amx")
+    return able and torch.cpu._init_amx()
+
+
+def split_loops() -> Any:
+    """The module of products in parts where this processor can make them, otherwise None."""
+    return compiled("split_loops") if _amx() else None
+
+
 def _loops_there() -> bool:
     return compiled("row_loops") is not None
 
 
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
-for function in (amd_avx512, intel_avx512, few_threads, tiled_loops, _loops_there):
+for function in (amd_avx512, intel_avx512, few_threads, tiled_loops, split_loops, _loops_there):
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -122,11 +137,12 @@ def copied(weight: Tensor) -> Any:
 
 def ways() -> str:
     """What sums on this processor follow, in a line: vectors, products, attention, row-wise operations."""
-    from luthier.kernels.linear import onednn_is_faster
+    from luthier.kernels.product import onednn_is_faster
 
     products = "oneDNN" if onednn_is_faster() else "MKL" if torch.backends.mkl.is_available() else "PyTorch's"
     products += " (oneDNN with a bias)" if onednn_is_faster(bias=True) and not onednn_is_faster() else ""
     few = f"up to {MOST_THREADS} threads"
+    products = f"AMX in three parts ({few}), small ones by {products}" if split_loops() is not None else products
     attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
     by_row = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
     return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {by_row}"

@@ -12,16 +12,12 @@ Rapids), forward and backward, ms:
 What is kept for the backward pass is q, k, v and a number a query; out and dout are not multiplied again, because
 Σ_d dout·out = Σ_keys p ⊙ dp.
 
-Two threads take every other key head each; more of them take PyTorch's attention. The second is that of PyTorch's own
-OpenMP, for between two of PyTorch's operations it waits on the other core without pause, and a thread of Python's would
-have to share that core with it (2 × 512 tokens, forward: 2.6 ms by it, 5.6 by one of Python's, 5.3 alone).
+Two threads take every other key head each (openmp.py); more of them take PyTorch's attention.
 """
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from luthier.kernels.openmp import on_all_threads, openmp
 from luthier.kernels.processor import few_threads, tiled_loops
 
 __all__ = ["fits", "tiled_attention"]
@@ -53,23 +50,14 @@ def fits(q_BTHD: Tensor, k_BTKD: Tensor, longest: int | None = None) -> bool:
 
 
 @cache
-def _openmp() -> tuple[Any, int, int] | None:
-    """How PyTorch's own OpenMP (GNU's) runs something on its threads, and the addresses of both loops for that."""
-    if tiled_loops() is None:
-        return None
-    try:
-        path = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line)
-        library = ctypes.CDLL(path)
-        run = library.GOMP_parallel
-    except (OSError, StopIteration, AttributeError):
-        return None
-    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    asked = (library.omp_get_thread_num, library.omp_get_num_threads)
-    return (run, *tiled_loops().shares(*(ctypes.cast(one, ctypes.c_void_p).value or 0 for one in asked)))
+def _shares() -> tuple[int, int] | None:
+    """The addresses of both loops for PyTorch's threads, or None where they are not to be had."""
+    found = openmp() if tiled_loops() is not None else None
+    return None if found is None else tiled_loops().shares(found.thread_number, found.thread_count)
 
 
 def _threads_fit() -> bool:
-    return torch.get_num_threads() == 1 or (few_threads() and _openmp() is not None)
+    return torch.get_num_threads() == 1 or (few_threads() and _shares() is not None)
 
 
 setattr(_threads_fit, "_dynamo_marked_constant", True)  # noqa: B010
@@ -79,15 +67,15 @@ def _run(back: bool, texts: npt.NDArray[np.int64], given: list[Tensor], scale: f
     """The loop over all key heads of all texts; on two threads every other one each."""
     q, k = given[1:3] if back else given[:2]
     (N, H, D), K = q.shape, k.shape[1]
-    openmp = _openmp() if torch.get_num_threads() > 1 and len(texts) * K > 1 else None
-    if openmp is None:
+    shares = _shares() if torch.get_num_threads() > 1 and len(texts) * K > 1 else None
+    if shares is None:
         loop = tiled_loops().backward if back else tiled_loops().forward
         loop(texts, *(x.numpy() for x in given), np.float32(scale), *(x.numpy() for x in made), 0, 1)
         return
     number = np.array([scale], np.float32)
     addresses = [texts.ctypes.data, number.ctypes.data, *(x.data_ptr() for x in (*given, *made))]
     data = np.array([len(texts), N, H, K, D, *addresses], np.int64)
-    openmp[0](openmp[1 + back], data.ctypes.data, 2, 0)
+    on_all_threads(shares[back], data)
 
 
 def _rows(q: Tensor, texts_n2: Tensor | None) -> tuple[npt.NDArray[np.int64], Any]:

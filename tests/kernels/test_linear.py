@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels import linear as module
+from luthier.kernels import linear as layers
+from luthier.kernels import product as module
 from luthier.kernels.linear import linear, linears, product_and_bias
 from luthier.models.transformer import Linear
 
@@ -20,9 +21,11 @@ there = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), r
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As on a machine where oneDNN is faster; counts its calls."""
-    calls, product = [], module._product
-    monkeypatch.setattr(module, "onednn_is_faster", lambda bias=False: True)
-    monkeypatch.setattr(module, "_product", lambda *args: (calls.append(1), product(*args))[1])
+    calls, product = [], module._onednn
+    for where in (module, layers):
+        monkeypatch.setattr(where, "onednn_is_faster", lambda bias=False: True)
+        monkeypatch.setattr(where, "splits", lambda a, b: False)
+    monkeypatch.setattr(module, "_onednn", lambda *args: (calls.append(1), product(*args))[1])
     return calls
 
 
@@ -153,20 +156,21 @@ def test_several_layers_of_one_input(
     """Values and gradients are those of the layers one by one, with and without a bias."""
     if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(module, "onednn_is_faster", lambda bias=False: onednn)
+    for where in (module, layers):
+        monkeypatch.setattr(where, "onednn_is_faster", lambda bias=False: onednn)
     applied: list[int] = []
-    plain = module._Linears.apply
-    monkeypatch.setattr(module._Linears, "apply", lambda *given: (applied.append(1), plain(*given))[1])
+    plain = layers._Linears.apply
+    monkeypatch.setattr(layers._Linears, "apply", lambda *given: (applied.append(1), plain(*given))[1])
 
     def made(how: Callable[..., Any]) -> Callable[..., Any]:
         def run(x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-            layers = [torch.nn.Linear(24, len(weight), bias=n == 0) for n, weight in enumerate(given[:3])]
-            for layer, weight in zip(layers, given, strict=False):
+            three = [torch.nn.Linear(24, len(weight), bias=n == 0) for n, weight in enumerate(given[:3])]
+            for layer, weight in zip(three, given, strict=False):
                 del layer.weight
                 layer.weight = weight  # pyright: ignore[reportAttributeAccessIssue]
-            del layers[0].bias
-            layers[0].bias = given[3]  # pyright: ignore[reportAttributeAccessIssue]
-            return how(x, *layers)
+            del three[0].bias
+            three[0].bias = given[3]  # pyright: ignore[reportAttributeAccessIssue]
+            return how(x, *three)
 
         return run
 

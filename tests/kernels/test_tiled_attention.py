@@ -66,7 +66,7 @@ def test_documents_are_equal_to_the_mask(
     within_budget: Callable[..., None],
     random: Callable[..., Tensor],
 ) -> None:
-    if threads == 2 and module._openmp() is None:
+    if threads == 2 and module._shares() is None:
         pytest.skip("this PyTorch has another OpenMP")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     taken: list[int] = []
@@ -106,7 +106,7 @@ def test_what_comes_later_spoils_nothing(random: Callable[..., Tensor]) -> None:
     assert torch.equal(found[:, :100], expected[:, :100]) and found[:, 100:].isnan().all()
 
 
-@pytest.mark.skipif(module._openmp() is None, reason="this PyTorch has another OpenMP")
+@pytest.mark.skipif(module._shares() is None, reason="this PyTorch has another OpenMP")
 def test_the_same_bits_for_one_thread_and_two(monkeypatch: pytest.MonkeyPatch, random: Callable[..., Tensor]) -> None:
     def slopes() -> list[Tensor]:
         q, k, v = (random(3, 150, 3, 32, seed=s).requires_grad_() for s in range(3))
@@ -141,7 +141,7 @@ def test_taken_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch, random: Ca
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert not fits(q, k)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(module, "_openmp", lambda: None)
+    monkeypatch.setattr(module, "_shares", lambda: None)
     assert not fits(q, k)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert fits(q, k)
@@ -191,14 +191,14 @@ from luthier.kernels import processor, tiled_attention as module
 module.tiled_loops = lambda: processor.compiled("tiled_loops")
 torch.set_num_threads(2)
 q, k, v = torch.randn(1, 256, 4, 32), torch.randn(1, 256, 2, 32), torch.randn(1, 256, 2, 32)
-assert module._openmp() is not None
+assert module._shares() is not None
 found = module.tiled_attention(q, k, v, scale=0.3)
 torch.set_num_threads(1)
 assert torch.equal(found, module.tiled_attention(q, k, v, scale=0.3))
 """
 
 
-@pytest.mark.skipif(module._openmp() is None, reason="this PyTorch has another OpenMP")
+@pytest.mark.skipif(module._shares() is None, reason="this PyTorch has another OpenMP")
 def test_where_there_is_no_second_thread_the_first_does_all() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_THREAD_LIMIT": "1"}
     subprocess.run([sys.executable, "-c", FEWER], env=environment, check=True, timeout=300)

@@ -1,0 +1,148 @@
+"""A product of two matrices on a CPU, by whoever makes it fastest there.
+
+PyTorch brings two libraries with it: MKL, which takes every product of float32, and oneDNN, which takes half precision.
+GFLOP/s of one core, 1024 rows, 512 → 1376 (Intel Xeon with AMX, Sapphire Rapids), and 4096 rows, 256 → 688 (AMD EPYC
+at 3.7 GHz); y = x Wᵀ, dx = dy W, dW = dyᵀ x:
+
+    Intel    MKL 189, 196, 192    here, in parts 277, 280, 277
+    AMD      MKL  93,  86         oneDNN 105, 106                 dW is MKL's in most shapes
+
+**In parts.** An Intel processor with AMX multiplies bfloat16 sixteen times as fast as float32, so that it pays to take
+each number of float32 apart into three of bfloat16 (split_loops.py). It is no approximation: results are nearer to
+float64's than MKL's in float32 are, by half (1024 × 1376 of 512 normal numbers each: 4.2·10⁻⁶, MKL 6.5·10⁻⁶ of √512).
+Numbers above 3.39·10³⁸ become NaN, those below 10⁻³⁸ zero.
+
+**oneDNN** takes y and dx on AMD's processors with AVX-512. On Intel's without AMX MKL is no slower, but where there is
+a bias it has to begin with a copy of it in every row: y = x Wᵀ + b, 4096 rows, 256 → 256, takes 2.99 ms, by oneDNN
+2.70, by either without a bias 2.7. There oneDNN makes y where a bias is added.
+
+Everything else is PyTorch's own. Who it is depends on the machine, the shapes and the layouts alone: the same machine
+gives the same bits (processor.py).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.kernels.openmp import on_all_threads, openmp
+from luthier.kernels.processor import amd_avx512, few_threads, intel_avx512, split_loops
+
+__all__ = ["onednn_is_faster", "plain", "product", "splits"]
+
+NARROWEST, FEWEST = 128, 2**24  # rows and columns, and multiplications: with fewer MKL is as fast
+FEWEST_ROWS = 64  # with fewer the call of oneDNN costs more than the product gains
+
+
+def onednn_is_faster(bias: bool = False) -> bool:
+    """Whether oneDNN makes a product the faster way: on an AMD processor with AVX-512 under Linux, with a bias on an
+    Intel one, too, if this PyTorch has it."""
+    return (amd_avx512() or (bias and intel_avx512())) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def _shared() -> int | None:
+    """The address of a thread's share of a product in parts, or None where PyTorch's threads are not to be had."""
+    found = openmp() if split_loops() is not None else None
+    return None if found is None else split_loops().share(found.thread_number, found.thread_count)
+
+
+def _threads_fit() -> bool:
+    return torch.get_num_threads() == 1 or (few_threads() and _shared() is not None)
+
+
+# What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
+for function in (onednn_is_faster, _threads_fit):
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are float32 on a CPU and nobody's but autograd's."""
+    if any(
+        type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != torch.float32 or t.device.type != "cpu"
+        for t in tensors
+        if t is not None
+    ):
+        return False
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not transformed and not torch.is_autocast_enabled("cpu")
+
+
+def splits(a: Tensor, b: Tensor) -> bool:
+    """Whether a [M, K] and b [K, N], plain both, are multiplied in parts."""
+    if split_loops() is None or not _threads_fit():
+        return False
+    (M, K), N = a.shape, b.shape[1]
+    return min(M, N) >= NARROWEST and K > 1 and M * N * K >= FEWEST and all(1 in t.stride() for t in (a, b))
+
+
+def _layout(x: Tensor) -> tuple[int, int, bool]:
+    """Address, bytes of a row, and whether columns lie one after the other instead of rows."""
+    turned = x.stride(1) != 1
+    return x.data_ptr(), 4 * x.stride(0 if not turned else 1), turned
+
+
+def _split(a: Tensor, b: Tensor, c: Tensor, base: Tensor | None) -> Tensor:
+    """c [M, N] = a b + base; base [M, N] is c itself, or [N]."""
+    add = (0, 0) if base is None else (base.data_ptr(), 4 * base.stride(0) if base.dim() == 2 else 0)
+    given = np.array([len(a), *b.T.shape, *_layout(a), *_layout(b), *_layout(c)[:2], *add], np.int64)
+    if torch.get_num_threads() == 1:
+        split_loops().multiply(given, 0, 1)
+    else:
+        on_all_threads(_shared() or 0, given)
+    return c
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b.T, bias, "none", [], "")
+
+
+def _made(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return _split(a, b, a.new_empty(len(a), b.shape[1]), bias) if splits(a, b) else _onednn(a, b, bias)
+
+
+# Operations of their own, into which torch.compile does not look: it takes oneDNN's for one with a frozen weight
+@torch.library.custom_op("luthier::product", mutates_args=())
+def _closed(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return _made(a, b, bias)
+
+
+@_closed.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(len(a), b.shape[1])
+
+
+@torch.library.custom_op("luthier::product_into", mutates_args=("out",))
+def _closed_into(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    _split(a, b, out, out if add else None)
+
+
+def product(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False
+) -> Tensor:
+    """a [M, K] · b [K, N] plus bias [N]; into `out` [M, N], or with `add` added to it. Not differentiable."""
+    compiling = torch.compiler.is_compiling()
+    if plain(a, b, bias, out):
+        if splits(a, b) and out is not None and bias is None and out.stride(1) == 1:
+            if compiling:
+                _closed_into(a, b, out, add)
+            else:
+                _split(a, b, out, out if add else None)
+            return out
+        if splits(a, b) or _for_onednn(a, b, bias):
+            y = (_closed if compiling else _made)(a, b, bias)
+            return y if out is None else out.add_(y) if add else out.copy_(y)
+    if out is not None:
+        return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def _for_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is faster and takes these: many rows, one after the other."""
+    fits = onednn_is_faster(bias is not None) and len(a) >= FEWEST_ROWS and a.stride(0) != 1
+    # It looks at neither shape nor strides of a bias
+    plain_bias = bias is None or (bias.shape == b.shape[1:] and bias.is_contiguous())
+    return fits and plain_bias and (b.is_contiguous() or b.mT.is_contiguous()) and b.numel() > 0
