@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,3 +151,33 @@ def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> No
     assert not splits(torch.ones(64, 4096), torch.ones(4096, 4096))
     assert not splits(torch.ones(256, 64), torch.ones(64, 256))
     assert splits(torch.ones(256, 256), torch.ones(256, 256)) is (split_loops() is not None)
+
+
+@amx
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_model_in_parts(model_type: str) -> None:
+    """Loss and gradients are no farther from float64's than PyTorch's products leave them."""
+    from luthier.models.config import preset
+    from luthier.models.transformer import Transformer
+
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 200, "intermediate_size": 160}
+    gpt2 = {"model_type": "gpt2", "num_key_value_heads": 4, "hidden_act": "gelu"} if model_type == "gpt2" else {}
+    config = replace(preset("tiny", **small), **{"num_attention_heads": 4, "num_key_value_heads": 2, **gpt2})
+    ids = torch.randint(0, 200, (3, 65), generator=torch.Generator().manual_seed(0))
+
+    def slopes(dtype: torch.dtype) -> list[Tensor]:
+        model = Transformer(config).to(dtype)
+        total, count = model.loss(ids[:, :-1], ids[:, 1:])
+        (total / count).backward()
+        return [total.detach(), *(w.grad for w in model.parameters() if w.grad is not None)]
+
+    truth, found = slopes(torch.float64), slopes(torch.float32)
+    module.NARROWEST = 10**9
+    try:
+        plainly = slopes(torch.float32)
+    finally:
+        module.NARROWEST = 1
+    assert not all(torch.equal(a, b) for a, b in zip(found, plainly, strict=True))
+    for right, ours, theirs in zip(truth, found, plainly, strict=True):
+        budget = 2 * float((theirs - right).abs().max()) + 1e-7 * float(right.abs().max())
+        assert float((ours - right).abs().max()) <= budget
