@@ -69,7 +69,8 @@ def generate(
     temperature 0 is greedy; top_p 1 and top_k 0 cut nothing; `generator` (default: seeded with 0) is used for sampling
     only. `vocab_size` keeps to the first so many ids: a published model may have more rows than its tokenizer has
     tokens, rounded up for the machine, and no text can be made of those. Raises ContextError for a prompt that leaves
-    no room in the model's context, GenerationError for an empty one and for settings out of range.
+    no room in the model's context, GenerationError for an empty one, one with an id that the model has not, and for
+    settings out of range.
     """
     choose = _Choice(temperature, top_p, top_k)
     for prompt in prompts:
@@ -118,6 +119,9 @@ def _check(model: Transformer, prompt: Prompt) -> None:
             f"a prompt of {len(prompt):,} tokens leaves no room in the model's context of {context:,} tokens: "
             "shorten it, or use a model with a longer context"
         )
+    ids, V = np.asarray(prompt), model.config.vocab_size
+    if len(wrong := ids[(ids < 0) | (ids >= V)]):
+        raise GenerationError(f"a prompt holds the id {wrong[0]}; the model's are 0 to {V - 1:,}: use its own tokenizer")
 
 
 # ---------------------------------------------------------------- choosing

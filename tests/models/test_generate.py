@@ -154,5 +154,10 @@ def test_what_cannot_be_written(model: Transformer) -> None:
         generate(model, [[1], [1] * 41], max_new_tokens=5)
     with pytest.raises(GenerationError, match="empty prompt"):
         generate(model, [[]], max_new_tokens=5)
+    for wrong in (53, -1):
+        with pytest.raises(GenerationError, match=f"id {wrong}; the model's are 0 to 52"):
+            generate(model, [[1], [1, wrong]], max_new_tokens=5)
+        with pytest.raises(GenerationError, match=f"id {wrong};"):
+            next(stream(model, [wrong], max_new_tokens=5))
     with pytest.raises(GenerationError, match="top_p"):
         generate(model, [[1]], max_new_tokens=5, top_p=0.0)
