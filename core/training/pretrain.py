@@ -154,7 +154,10 @@ class Given:
                     f"{one.folder} holds no text to train on\nEncode a corpus with at least one stable document."
                 )
             if one.tokenizer != opened[0].tokenizer:
-                raise InputError(f"{one.folder} was encoded with another tokenizer than {opened[0].folder}")
+                raise InputError(
+                    f"{one.folder} was encoded with another tokenizer than {opened[0].folder}\n"
+                    "Encode both with one: luthier encode … --tokenizer TOKENIZER --overwrite"
+                )
             if self.tokenizer is not None:
                 _same_tokenizer(one, self.tokenizer)
 

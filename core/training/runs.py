@@ -50,7 +50,8 @@ def open_base(folder: Path, tokenizer: Path | None) -> Transformer:
     model, old = merge_adapters(open_model(folder)), load_tokenizer(folder)
     if old.vocab_size > model.config.vocab_size:
         raise InputError(
-            f"{folder}: its tokenizer has {old.vocab_size:,} tokens, its model only {model.config.vocab_size:,}"
+            f"{folder}: its tokenizer has {old.vocab_size:,} tokens, its model only {model.config.vocab_size:,}\n"
+            "Put the model's own tokenizer there; another one is taken with --tokenizer, if it extends that."
         )
     new = old if tokenizer is None or tokenizer == folder else load_tokenizer(tokenizer)
     if new.tokens == old.tokens:

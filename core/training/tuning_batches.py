@@ -24,6 +24,7 @@ from luthier.core.training.examples import Found, Wording, encode_wording, split
 from luthier.core.training.examples import wordings_of as asked_in
 
 if TYPE_CHECKING:
+    from luthier.core.data.shards import Shards
     from luthier.core.training.finetune_config import FinetuneConfig
     from luthier.models.transformer import Transformer
     from luthier.tokenizers.bpe import Tokenizer
@@ -70,11 +71,7 @@ def _replayed(
     from luthier.core.training.pretrain_batches import sources
 
     shards = open_shards(Path(replay), "train")
-    if shards.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{replay} was encoded with another tokenizer ({shards.vocab_size:,} tokens, the model's has "
-            f"{tokenizer.vocab_size:,})\nEncode again with the model's folder: luthier encode … --tokenizer MODEL"
-        )
+    _same_tokens(tokenizer, shards)
     if not len(shards.tokens):
         return lambda step: []
     window = min(128, row)
@@ -84,6 +81,23 @@ def _replayed(
     return lambda step: [
         mixed(own, general, share, place) for place in range(int(step * a_step), int((step + 1) * a_step))
     ]
+
+
+def _same_tokens(tokenizer: Tokenizer, shards: Shards) -> None:
+    """InputError for shards whose ids mean other tokens; the tokenizer that made them lies beside them, unless they are
+    of ids from elsewhere."""
+    from luthier.tokenizers.formats import load_tokenizer
+
+    what = f"{shards.vocab_size:,} tokens, the model's has {tokenizer.vocab_size:,}"
+    if shards.vocab_size == tokenizer.vocab_size:
+        known = (shards.folder / "tokenizer.json").is_file() or (shards.folder / "tokenizer.model").is_file()
+        if not known or load_tokenizer(shards.folder).tokens == tokenizer.tokens:
+            return
+        what = "as large as the model's, with other tokens"
+    raise InputError(
+        f"{shards.folder} was encoded with another tokenizer ({what})\n"
+        "Encode again with the model's folder: luthier encode … --tokenizer MODEL"
+    )
 
 
 def preference_batches(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from luthier.core.data.conversations import encode_prompt, stop_ids
+from luthier.core.data.encode import encode
 from luthier.core.data.questions import wording
 from luthier.core.data.shards import write_shards
 from luthier.core.errors import ConfigError, InputError, TrainingError
@@ -175,6 +176,15 @@ def test_it_refuses_without_pairs_and_says_why(base, tmp_path):
     with pytest.raises(InputError, match=r"another tokenizer"):
         other = write_shards(tmp_path / "other", [np.arange(20)], vocab_size=99, eos_id=0)
         finetune(base / "model", [write_rows(tmp_path / "q.jsonl", ROWS)], tmp_path / "u", replay=other)
+    words = "an entirely different set of words makes as many other tokens; it needs some more for being as large "
+    save_tokenizer(train_bpe([words * 9], load_tokenizer(base / "model").vocab_size), tmp_path / "as large")
+    (tmp_path / "words.txt").write_text(words * 40)
+    for tokenizer, shards in ((tmp_path / "as large", tmp_path / "theirs"), (base / "tokenizer", tmp_path / "ours")):
+        encode([tmp_path / "words.txt"], tokenizer, shards)
+    rows, config = write_rows(tmp_path / "rows.jsonl", ROWS), FinetuneConfig(epochs=1, batch_size=4, context=64)
+    with pytest.raises(InputError, match=r"theirs was encoded with another tokenizer \(as large as the model's"):
+        finetune(base / "model", [rows], tmp_path / "u", config, replay=tmp_path / "theirs")
+    assert finetune(base / "model", [rows], tmp_path / "u", config, replay=tmp_path / "ours", overwrite=True).changed
 
 
 def test_a_foreign_folder_without_chat_tokens_is_tuned_too(tmp_path, capsys):
