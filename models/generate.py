@@ -121,7 +121,7 @@ def _check(model: Transformer, prompt: Prompt) -> None:
         )
     ids, V = np.asarray(prompt), model.config.vocab_size
     if len(wrong := ids[(ids < 0) | (ids >= V)]):
-        raise GenerationError(f"a prompt holds the id {wrong[0]}; the model's are 0 to {V - 1:,}: use its own tokenizer")
+        raise GenerationError(f"a prompt holds the id {wrong[0]}; the model's are 0 to {V - 1:,}: use its tokenizer")
 
 
 # ---------------------------------------------------------------- choosing
