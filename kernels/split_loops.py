@@ -39,7 +39,7 @@ SIDE, WIDE = 16, 32  # rows of a tile; rows and columns of C at a time, and k of
 TILE, PARTS = 1024, 3  # bytes of a tile; parts of a number
 STEP = PARTS * 2 * TILE  # bytes of a step of a panel
 DOWN, ACROSS, DEEP = 160, 1024, 512  # rows, columns and k of a block
-AHEAD = 12  # lines of the next panel of B that a step asks for
+ROWS = 4  # of the next part of C, that a step asks for
 SHAPE = np.array([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[SIDE] * 8, *[0] * 8], np.uint8)  # all eight tiles whole
 
 plain: Any = njit(cache=True, nogil=True, error_model="numpy")
@@ -86,9 +86,9 @@ class _Words:
         """Load or store a tile."""
         self.call(f"x86.tile{what}64", self.byte(n), self.at(address, self.byte), row)
 
-    def ask(self, address: Any, write: bool) -> None:
-        """Have a line brought near."""
-        self.call("prefetch.p0", self.at(address, self.byte), *map(self.half, (1, 3, 1) if write else (0, 2, 1)))
+    def ask(self, address: Any) -> None:
+        """Have a line brought near that will be written."""
+        self.call("prefetch.p0", self.at(address, self.byte), *map(self.half, (1, 3, 1)))
 
     def loop(self, count: Any, starts: list[Any], body: Any) -> None:
         """`body(values)` → their next values, `count` times, at least once."""
@@ -153,24 +153,23 @@ def _turned_apart_intrinsic(typing: Any, first: Any, second: Any, row: Any, to: 
 
 
 @intrinsic
-def _tiles_intrinsic(typing: Any, a: Any, b: Any, c: Any, row: Any, steps: Any, ahead: Any) -> Any:
-    """C [32, 32], `row` bytes from a row to the next, of a panel of A and one of B; `ahead`: what to bring near."""
+def _tiles_intrinsic(typing: Any, a: Any, b: Any, c: Any, row: Any, steps: Any, ahead: Any, ahead_row: Any) -> Any:
+    """C [32, 32], `row` bytes from a row to the next, of a panel of A and one of B; `ahead`: the next part of C, which
+    is brought near meanwhile."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         say = _Words(builder)
-        a, b, c, row, steps, ahead = args
+        a, b, c, row, steps, ahead, ahead_row = args
         line, quarters = say.whole(64), [(r, k) for r in range(2) for k in range(2)]
-        lines = [say.on(c, builder.mul(row, say.whole(i))) for i in range(WIDE)]
+        corners = [say.on(c, builder.mul(row, say.whole(SIDE * r))) for r in range(2)]
         for n in range(4):
             say.call("x86.tilezero", say.byte(n))
-        for at in lines:
-            say.ask(at, write=True)
-            say.ask(say.on(at, 64), write=True)
 
         def step(values: list[Any]) -> list[Any]:
-            a, b, ahead = values
-            for i in range(AHEAD):
-                say.ask(say.on(ahead, 64 * i), write=False)
+            a, b, *rows = values
+            for at in rows:
+                say.ask(at)
+                say.ask(say.on(at, 64))
             here = (-1, -1)
             for parts in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 0), (2, 0)):
                 for tile, panel, part, was in zip((4, 6), (a, b), parts, here, strict=True):
@@ -179,14 +178,16 @@ def _tiles_intrinsic(typing: Any, a: Any, b: Any, c: Any, row: Any, steps: Any, 
                 here = parts
                 for n, (r, k) in enumerate(quarters):
                     say.call("x86.tdpbf16ps", *map(say.byte, (n, 4 + r, 6 + k)))
-            return [say.on(a, STEP), say.on(b, STEP), say.on(ahead, 64 * AHEAD)]
+            return [say.on(a, STEP), say.on(b, STEP), *(say.on(at, below) for at in rows)]
 
-        say.loop(steps, [a, b, ahead], step)
+        below = builder.mul(ahead_row, say.whole(ROWS))
+        rows = [say.on(ahead, builder.mul(ahead_row, say.whole(i))) for i in range(ROWS)]
+        say.loop(steps, [a, b, *rows], step)
         for n, (r, k) in enumerate(quarters):
-            say.tile("stored", n, say.on(lines[SIDE * r], 64 * k), row)
+            say.tile("stored", n, say.on(corners[r], 64 * k), row)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), code
+    return types.void(*[types.int64] * 7), code
 
 
 @intrinsic
@@ -349,13 +350,13 @@ def multiply(given, thread, threads):
                 for n in range(0, columns, WIDE):
                     for i in range(0, rows, WIDE):
                         one, other = at_a + i // WIDE * panel, at_b + n // WIDE * panel
-                        ahead = other + panel + i // WIDE * steps * AHEAD * 64
                         to, corner = c + (m + i) * c_row + (q + n) * 4, base + (m + i) * base_row + (q + n) * 4
+                        ahead = to + WIDE * c_row if i + WIDE < rows else c + m * c_row + (q + n + WIDE) * 4
                         whole = rows - i >= WIDE and columns - n >= WIDE
                         if whole and base == 0:
-                            _tiles(one, other, to, c_row, steps, ahead)
+                            _tiles(one, other, to, c_row, steps, ahead, c_row)
                             continue
-                        _tiles(one, other, some.ctypes.data, 4 * WIDE, steps, ahead)
+                        _tiles(one, other, some.ctypes.data, 4 * WIDE, steps, ahead, c_row)
                         if whole:
                             _sum(some.ctypes.data, corner, base_row, to, c_row)
                         else:
