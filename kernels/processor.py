@@ -1,18 +1,18 @@
 """What a CPU does best, by its make: rules that were measured, so that nothing is timed at a user's start.
 
                                     AMD with AVX-512            Intel and others
-    products of float32             oneDNN (product.py)         in three parts of bfloat16 (split_loops.py) with AMX, Numba
-                                                                and one or two threads; else MKL, with AVX-512 oneDNN
-                                                                where a bias is added
+    products of float32             oneDNN (product.py)         in three parts of bfloat16 (split_loops.py) with AMX,
+                                                                Numba and one or two threads; else MKL, with AVX-512
+                                                                oneDNN where a bias is added
     causal attention of float32     in bands of queries         in tiles of registers (tiled_attention.py) with AVX-512,
                                     (causal_attention.py)       Numba and one or two threads; else PyTorch's fused one
     row-wise operations             one pass over memory (row_loops.py) where Numba is installed and one or two threads
                                     compute; with more of them PyTorch's several passes, which share the work
 
 GFLOP/s of one core, y = x Wᵀ (4096 rows, 256 → 688): AMD EPYC (Zen 4) MKL 93, oneDNN 105; Intel Xeon (Sapphire Rapids)
-MKL 178, oneDNN 153, in parts 270. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64): AMD bands 48,
-32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. One thread's one pass takes no longer than PyTorch's
-passes by two (SwiGLU forward, 4096 × 688: 1.2 and 1.4 ms).
+MKL 190, oneDNN 153, in parts 270. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64):
+AMD bands 48, 32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. One thread's one pass takes no longer
+than PyTorch's passes by two (SwiGLU forward, 4096 × 688: 1.2 and 1.4 ms).
 
 torch.compile calls the same loops and adds nothing to them (a step of 27 M parameters 1.12 s, without it 1.10), so
 that on a CPU it is off unless asked for.
