@@ -11,7 +11,7 @@ Three shapes: 5M (vocabulary 4,096, width 256, 6 layers, 16 × 256 tokens), 27M 
 22M-32k (32,000, 384, 6 layers, 2 × 512), each as Llama and, where nanoGPT or gpt2 is named, as GPT-2. The allocator is
 told to keep freed memory (core/training/allocator.py) for all of them, since all share the process.
 
-A row's share is the model's work (models/config.py) over the best product of two matrices, measured after it.
+A row's share is the model's work (models/config.py) over the best product of two matrices that PyTorch made after it.
 
 --with FILE.py:FUNCTION races your own: it is called with the ModelConfig and a dict of our weights, and returns a
 module that makes logits [B, T, V] of ids [B, T].
