@@ -21,7 +21,7 @@ import torch.nn.functional as torch_f
 from torch import Tensor
 
 from luthier.kernels.launch import check_together
-from luthier.kernels.processor import closed_loops, compiled, copied, rows
+from luthier.kernels.processor import closed_loops, copied, in_one_pass, rows
 
 __all__ = ["gelu", "gelu_reference"]
 
@@ -36,13 +36,13 @@ def gelu_reference(x: Tensor, bias: Tensor | None = None, approximate: str = "ta
 
 def _forward_loop(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     y = torch.empty_like(x)
-    compiled("row_loops").gelu(rows(x), _shift(x, bias), tanh, rows(y))
+    in_one_pass("gelu", (_shift(x, bias), tanh), (rows(x), rows(y)))
     return y
 
 
 def _backward_loop(x: Tensor, bias: Tensor | None, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    dx, dbias = torch.empty_like(x), x.new_empty(x.shape[-1])
-    compiled("row_loops").gelu_back(rows(x), _shift(x, bias), tanh, rows(dy), rows(dx), dbias.numpy())
+    dx = torch.empty_like(x)
+    (dbias,) = in_one_pass("gelu_back", (_shift(x, bias), tanh), (rows(x), rows(dy), rows(dx)), sums=1)
     return dx, dbias
 
 

@@ -35,7 +35,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import closed_loops, compiled, copied, rows
+from luthier.kernels.processor import closed_loops, copied, in_one_pass, rows
 from luthier.kernels.rms_norm import settings
 
 __all__ = ["add_layer_norm", "cost", "layer_norm", "layer_norm_reference"]
@@ -93,8 +93,8 @@ def _in_one_pass(
     y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
     known = x.new_empty(2, x.numel() // x.shape[-1])
     other, sum_ = (None, rows(x)) if residual is None else (rows(residual), rows(h))
-    given = (rows(x), other, copied(weight), copied(bias), np.float32(eps))
-    compiled("row_loops").layer_norm(*given, sum_, rows(y), *known.numpy())
+    whole = (copied(weight), copied(bias), np.float32(eps))
+    in_one_pass("layer_norm", whole, (rows(x), other, sum_, rows(y), *known.numpy()))
     return y, h, known
 
 
@@ -102,9 +102,9 @@ def _back_in_one_pass(
     h: Tensor, weight: Tensor, known: Tensor, dy: Tensor, dh: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dg and db."""
-    dx, dg, db = torch.empty_like(h), weight.new_empty(len(weight)), weight.new_empty(len(weight))
-    arrays = [None if t is None else rows(t) for t in (dy, dh, dx)]
-    compiled("row_loops").layer_norm_back(rows(h), copied(weight), *known.numpy(), *arrays, dg.numpy(), db.numpy())
+    dx = torch.empty_like(h)
+    arrays = (None if t is None else rows(t) for t in (dy, dh, dx))
+    dg, db = in_one_pass("layer_norm_back", (copied(weight),), (rows(h), *known.numpy(), *arrays), sums=2)
     return dx, dg, db
 
 

@@ -7,12 +7,12 @@
     causal attention of float32     in bands of queries         in tiles of registers (tiled_attention.py) with AVX-512,
                                     (causal_attention.py)       Numba and one or two threads; else PyTorch's fused one
     row-wise operations             one pass over memory (row_loops.py) where Numba is installed and one or two threads
-                                    compute; with more of them PyTorch's several passes, which share the work
+                                    compute; with more of them PyTorch's several passes
 
 GFLOP/s of one core, y = x Wᵀ (4096 rows, 256 → 688): AMD EPYC (Zen 4) MKL 93, oneDNN 105; Intel Xeon (Sapphire Rapids)
 MKL 190, oneDNN 153, in parts 270. Attention forward and backward, ms (16 × 256 tokens, H 8, K 4, D 32; 2 × 512, D 64):
-AMD bands 48, 32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. One thread's one pass takes no longer
-than PyTorch's passes by two (SwiGLU forward, 4096 × 688: 1.2 and 1.4 ms).
+AMD bands 48, 32, fused 56, 50; Intel tiles 19, 14, bands 47, 29, fused 31, 25. More than two threads were not measured:
+they are PyTorch's.
 
 torch.compile calls the same loops and adds nothing to them (a step of 27 M parameters 1.12 s, without it 1.10), so
 that on a CPU it is off unless asked for.
@@ -31,22 +31,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels.openmp import in_shares
+
 __all__ = [
     "amd_avx512",
     "closed_loops",
     "compiled",
     "copied",
     "few_threads",
+    "in_one_pass",
     "intel_avx512",
     "row_loops",
     "rows",
     "split_loops",
     "tiled_loops",
+    "together",
     "ways",
 ]
 
 FEWEST = 2**15  # numbers; with fewer the call costs more than the passes
 MOST_THREADS = 2
+FEWEST_TO_SHARE = 2**20  # numbers; with fewer a second thread costs more than it saves
+TOGETHER = 64  # rows of which row_loops.py makes one sum
 
 
 def amd_avx512() -> bool:
@@ -133,6 +139,25 @@ def rows(x: Tensor) -> Any:
 def copied(weight: Tensor) -> Any:
     """A weight as an array of its own: memory that NumPy has seen could not be freed by FSDP."""
     return weight.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
+def together(rows: Any) -> int:
+    """How many rows stay with one thread: all, where there is too little for two."""
+    return TOGETHER if rows.size >= FEWEST_TO_SHARE else len(rows)
+
+
+def in_one_pass(loop: str, whole: tuple[Any, ...], by_row: tuple[Any, ...], sums: int = 0) -> tuple[Tensor, ...]:
+    """Run one of row_loops.py, if long enough on all threads: `whole` belongs to all rows, `by_row` has a line for each
+    (None: not given). Returns sums over the rows, [C] each: of each thread's rows, then of the threads'."""
+    run, rows = getattr(compiled("row_loops"), loop), by_row[0]
+    parts = torch.zeros(torch.get_num_threads(), sums, rows.shape[-1] if sums else 0, dtype=torch.float32)
+    known = parts.numpy()
+
+    def work(first: int, last: int, thread: int) -> None:
+        run(*whole, *(None if x is None else x[first:last] for x in by_row), *known[thread])
+
+    in_shares(len(rows), together(rows), work)
+    return tuple(part.sum(0) for part in parts.unbind(1))
 
 
 def ways() -> str:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.kernels.openmp import on_all_threads, openmp
+from luthier.kernels.openmp import on_all_threads, openmp, thread_functions
 from luthier.kernels.processor import amd_avx512, few_threads, intel_avx512, split_loops
 
 __all__ = ["onednn_is_faster", "plain", "product", "splits"]
@@ -46,8 +46,8 @@ def onednn_is_faster(bias: bool = False) -> bool:
 @cache
 def _shared() -> int | None:
     """The address of a thread's share of a product in parts, or None where PyTorch's threads are not to be had."""
-    found = openmp() if split_loops() is not None else None
-    return None if found is None else split_loops().share(found.thread_number, found.thread_count)
+    there = split_loops() is not None and openmp() is not None
+    return split_loops().share(*thread_functions()) if there else None
 
 
 def _threads_fit() -> bool:

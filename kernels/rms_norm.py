@@ -43,7 +43,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import closed_loops, compiled, copied, rows
+from luthier.kernels.processor import closed_loops, copied, in_one_pass, rows
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "cost", "rms_norm", "rms_norm_reference"]
 
@@ -103,24 +103,20 @@ class _Loops(torch.autograd.Function):
         return dx, dx if ctx.add else None, dg, None
 
 
-def _line(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
-
-
 def _in_one_pass(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and r by row_loops.py; h is empty where there is no residual."""
     y, h = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
     r = x.new_empty(x.numel() // x.shape[-1])
     other, sum_ = (None, rows(x)) if residual is None else (rows(residual), rows(h))
-    compiled("row_loops").rms_norm(rows(x), other, copied(weight), np.float32(eps), sum_, rows(y), _line(r))
+    in_one_pass("rms_norm", (copied(weight), np.float32(eps)), (rows(x), other, sum_, rows(y), r.numpy()))
     return y, h, r
 
 
 def _back_in_one_pass(h: Tensor, weight: Tensor, r: Tensor, dy: Tensor, dh: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dg."""
-    dx, dg = torch.empty_like(h), torch.empty_like(weight, memory_format=torch.contiguous_format)
-    arrays = [None if t is None else rows(t) for t in (dy, dh, dx)]
-    compiled("row_loops").rms_norm_back(rows(h), copied(weight), _line(r), *arrays, _line(dg))
+    dx = torch.empty_like(h)
+    arrays = (None if t is None else rows(t) for t in (dy, dh, dx))
+    (dg,) = in_one_pass("rms_norm_back", (copied(weight),), (rows(h), r.numpy(), *arrays), sums=1)
     return dx, dg
 
 

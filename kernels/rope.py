@@ -47,7 +47,8 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import compiled, row_loops
+from luthier.kernels.openmp import in_shares
+from luthier.kernels.processor import compiled, row_loops, together
 
 __all__ = ["cost", "frequencies", "llama3_frequencies", "rope", "rope_", "rope_reference", "rope_table"]
 __all__ += ["yarn_frequencies", "yarn_scale"]
@@ -125,7 +126,8 @@ def _in_one_pass(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     tables = [t.contiguous().view(-1, D // 2).numpy() for t in (cos, sin)]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x3, out3 = x.contiguous().view(-1, H, D).numpy(), out.view(-1, H, D).numpy()
-    compiled("row_loops").rope(x3, *tables, np.float32(-1 if back else 1), out3)
+    whole, loop = (*tables, np.float32(-1 if back else 1)), compiled("row_loops").rope
+    in_shares(len(x3), together(x3), lambda first, last, _: loop(*whole, first, x3[first:last], out3[first:last]))
     return out
 
 

@@ -20,6 +20,8 @@ degree 8, fitted by least squares, weighted until the largest relative error was
 
 **Registers.** LLVM takes half of AVX-512's unless told otherwise (`_wide`); GELU: 2.5 ms, 1.9 by whole ones.
 
+What belongs to all rows stands first among the arguments, then what has a line for each, then sums over them.
+
 Legend: N rows, C or F components, H heads, D head_dim; all arrays contiguous float32.
 """
 
@@ -152,7 +154,7 @@ def _sigmoid_of_bent(x):
 
 
 @plain
-def gelu(x, bias, tanh, y):
+def gelu(bias, tanh, x, y):
     """y = gelu(x + bias), x and y [N, F]."""
     _wide()
     N, F = x.shape
@@ -171,7 +173,7 @@ def gelu(x, bias, tanh, y):
 
 
 @plain
-def gelu_back(x, bias, tanh, dy, dx, dbias):
+def gelu_back(bias, tanh, x, dy, dx, dbias):
     """dx and dbias, the sum over the rows."""
     _wide()
     N, F = x.shape
@@ -200,7 +202,7 @@ def gelu_back(x, bias, tanh, dy, dx, dbias):
 
 
 @sums
-def layer_norm(x, residual, g, b, eps, h, y, mean, r):
+def layer_norm(g, b, eps, x, residual, h, y, mean, r):
     """h = x + residual, y its norm [N, C], mean and r [N]; without a residual (None) h is x and not written."""
     _wide()
     N, C = x.shape
@@ -223,7 +225,7 @@ def layer_norm(x, residual, g, b, eps, h, y, mean, r):
 
 
 @sums
-def layer_norm_back(h, g, mean, r, dy, dh, dx, dg, db):
+def layer_norm_back(g, h, mean, r, dy, dh, dx, dg, db):
     """dx with what flows back into h (None: nothing) added to it, and dg and db, the sums over the rows."""
     _wide()
     N, C = h.shape
@@ -251,7 +253,7 @@ def layer_norm_back(h, g, mean, r, dy, dh, dx, dg, db):
 
 
 @sums
-def rms_norm(x, residual, g, eps, h, y, r):
+def rms_norm(g, eps, x, residual, h, y, r):
     """h = x + residual, y its norm [N, C] and r [N]; without a residual (None) h is x and not written."""
     _wide()
     N, C = x.shape
@@ -270,7 +272,7 @@ def rms_norm(x, residual, g, eps, h, y, r):
 
 
 @sums
-def rms_norm_back(h, g, r, dy, dh, dx, dg):
+def rms_norm_back(g, h, r, dy, dh, dx, dg):
     """dx with what flows back into h (None: nothing) added to it, and dg, the sum over the rows."""
     _wide()
     N, C = h.shape
@@ -293,13 +295,13 @@ def rms_norm_back(h, g, r, dy, dh, dx, dg):
 
 
 @plain
-def rope(x, cos, sin, sign, out):
-    """Turn x [N, H, D] by ±θ; cos and sin [M, D/2], and row n takes line n mod M of them."""
+def rope(cos, sin, sign, first, x, out):
+    """Turn x [N, H, D] by ±θ; cos and sin [M, D/2], and row n takes line (first + n) mod M of them."""
     _wide()
     N, H, D = x.shape
     half = D // 2
     for n in range(N):
-        m = n % len(cos)
+        m = (first + n) % len(cos)
         for h in range(H):
             for i in range(half):
                 a, b = x[n, h, i], x[n, h, i + half]

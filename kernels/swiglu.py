@@ -39,7 +39,7 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.processor import closed_loops, compiled
+from luthier.kernels.processor import closed_loops, in_one_pass
 
 __all__ = ["cost", "geglu", "geglu_reference", "swiglu", "swiglu_reference"]
 
@@ -69,13 +69,13 @@ def cost(rows: int, columns: int, itemsize: int) -> dict[str, tuple[int, int]]:
 
 def _forward_loop(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate)
-    compiled("row_loops").swiglu(_flat(gate), _flat(up), _flat(y))
+    in_one_pass("swiglu", (), (_flat(gate), _flat(up), _flat(y)))
     return y
 
 
 def _backward_loop(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     da, db = torch.empty_like(gate), torch.empty_like(gate)
-    compiled("row_loops").swiglu_back(*map(_flat, (gate, up, dy, da, db)))
+    in_one_pass("swiglu_back", (), tuple(map(_flat, (gate, up, dy, da, db))))
     return da, db
 
 

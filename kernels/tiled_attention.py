@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from luthier.kernels.openmp import on_all_threads, openmp
+from luthier.kernels.openmp import on_all_threads, openmp, thread_functions
 from luthier.kernels.processor import few_threads, tiled_loops
 
 __all__ = ["fits", "tiled_attention"]
@@ -52,8 +52,8 @@ def fits(q_BTHD: Tensor, k_BTKD: Tensor, longest: int | None = None) -> bool:
 @cache
 def _shares() -> tuple[int, int] | None:
     """The addresses of both loops for PyTorch's threads, or None where they are not to be had."""
-    found = openmp() if tiled_loops() is not None else None
-    return None if found is None else tiled_loops().shares(found.thread_number, found.thread_count)
+    there = tiled_loops() is not None and openmp() is not None
+    return tiled_loops().shares(*thread_functions()) if there else None
 
 
 def _threads_fit() -> bool:

@@ -139,7 +139,7 @@ def test_left_to_torch(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> Non
     assert not taken
     monkeypatch.setattr(processor, "FEWEST", 32)
     swiglu(x, x)
-    assert taken == ["swiglu"]
+    assert list(dict.fromkeys(taken)) == ["swiglu"]
 
 
 @pytest.mark.parametrize("name", ["swiglu", "gelu", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"])
@@ -165,7 +165,7 @@ def test_closed_to_the_compiler(name: str, taken: list[str], random: Callable[..
     taken.clear()
     found = made(torch.compile(function, backend="aot_eager", fullgraph=True))
     short = name.removeprefix("add_")
-    assert taken == [short, f"{short}_back"]
+    assert list(dict.fromkeys(taken)) == [short, f"{short}_back"]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
