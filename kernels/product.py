@@ -33,7 +33,7 @@ from luthier.kernels.processor import amd_avx512, few_threads, intel_avx512, spl
 
 __all__ = ["onednn_is_faster", "plain", "product", "splits"]
 
-NARROWEST, FEWEST = 128, 2**24  # rows and columns, and multiplications: with fewer MKL is as fast
+NARROWEST, FEWEST = 128, 2**25  # rows and columns, and multiplications of a thread: with fewer MKL is as fast
 FEWEST_ROWS = 64  # with fewer the call of oneDNN costs more than the product gains
 
 
@@ -54,8 +54,12 @@ def _threads_fit() -> bool:
     return torch.get_num_threads() == 1 or (few_threads() and _shared() is not None)
 
 
+def _fewest() -> int:
+    return FEWEST * torch.get_num_threads()
+
+
 # What torch.compiler.assume_constant_result writes; calling it would load the compiler at import
-for function in (onednn_is_faster, _threads_fit):
+for function in (onednn_is_faster, _threads_fit, _fewest):
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -72,11 +76,12 @@ def plain(*tensors: Tensor | None) -> bool:
 
 
 def splits(a: Tensor, b: Tensor) -> bool:
-    """Whether a [M, K] and b [K, N], plain both, are multiplied in parts."""
-    if split_loops() is None or not _threads_fit():
-        return False
+    """Whether a [M, K] and b [K, N], if they are plain, are multiplied in parts."""
     (M, K), N = a.shape, b.shape[1]
-    return min(M, N) >= NARROWEST and K > 1 and M * N * K >= FEWEST and all(1 in t.stride() for t in (a, b))
+    if min(M, N) < NARROWEST or K < 2 or M * N * K < _fewest():
+        return False
+    able = a.dtype == torch.float32 and a.device.type == "cpu" and split_loops() is not None and _threads_fit()
+    return able and all(1 in t.stride() for t in (a, b))
 
 
 def _layout(x: Tensor) -> tuple[int, int, bool]:
@@ -123,18 +128,20 @@ def _closed_into(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
 def product(
     a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False
 ) -> Tensor:
-    """a [M, K] · b [K, N] plus bias [N]; into `out` [M, N], or with `add` added to it. Not differentiable."""
-    compiling = torch.compiler.is_compiling()
-    if plain(a, b, bias, out):
-        if splits(a, b) and out is not None and bias is None and out.stride(1) == 1:
+    """a [M, K] · b [K, N] plus bias [N]; into `out` [M, N], or with `add` added to it. Where a gradient is asked
+    for it is PyTorch's."""
+    in_parts = splits(a, b)
+    learned = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if not learned and (in_parts or _for_onednn(a, b, bias)) and plain(a, b, bias, out):
+        compiling = torch.compiler.is_compiling()
+        if in_parts and out is not None and bias is None and out.stride(1) == 1:
             if compiling:
                 _closed_into(a, b, out, add)
             else:
                 _split(a, b, out, out if add else None)
             return out
-        if splits(a, b) or _for_onednn(a, b, bias):
-            y = (_closed if compiling else _made)(a, b, bias)
-            return y if out is None else out.add_(y) if add else out.copy_(y)
+        y = (_closed if compiling else _made)(a, b, bias)
+        return y if out is None else out.add_(y) if add else out.copy_(y)
     if out is not None:
         return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
     return a @ b if bias is None else torch.addmm(bias, a, b)

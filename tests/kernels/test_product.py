@@ -14,6 +14,7 @@ from torch import Tensor
 
 from luthier.kernels import product as module
 from luthier.kernels.linear import linears
+from luthier.kernels.muon import newton_schulz, newton_schulz_reference, symmetric_product
 from luthier.kernels.processor import split_loops
 from luthier.kernels.product import product, splits
 
@@ -147,10 +148,10 @@ def test_what_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NARROWEST", 128)
-    monkeypatch.setattr(module, "FEWEST", 2**24)
+    monkeypatch.setattr(module, "FEWEST", 2**25)
     assert not splits(torch.ones(64, 4096), torch.ones(4096, 4096))
     assert not splits(torch.ones(256, 64), torch.ones(64, 256))
-    assert splits(torch.ones(256, 256), torch.ones(256, 256)) is (split_loops() is not None)
+    assert splits(torch.ones(512, 512), torch.ones(512, 512)) is (split_loops() is not None)
 
 
 @amx
@@ -181,3 +182,23 @@ def test_a_model_in_parts(model_type: str) -> None:
     for right, ours, theirs in zip(truth, found, plainly, strict=True):
         budget = 2 * float((theirs - right).abs().max()) + 1e-7 * float(right.abs().max())
         assert float((ours - right).abs().max()) <= budget
+
+
+@amx
+def test_muons_iteration_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far from float64's as PyTorch's products leave it."""
+    x = torch.randn(2, 48, 80, generator=torch.Generator().manual_seed(0))
+    truth, found = newton_schulz_reference(x.double()), newton_schulz(x)
+    monkeypatch.setattr(module, "NARROWEST", 10**9)
+    plainly = newton_schulz(x)
+    assert not torch.equal(found, plainly)
+    assert float((found - truth).abs().max()) <= 2 * float((plainly - truth).abs().max())
+
+
+@amx
+def test_a_gradient_is_torchs() -> None:
+    a, b = (torch.ones(40, 40, requires_grad=True) for _ in range(2))
+    product(a, b).sum().backward()
+    assert a.grad is not None and torch.equal(a.grad, torch.full((40, 40), 40.0))
+    x = torch.ones(1, 40, 40, requires_grad=True)
+    assert symmetric_product(x).requires_grad
