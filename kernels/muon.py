@@ -32,7 +32,6 @@ from luthier.kernels.launch import (
     tl,
     use_triton,
 )
-from luthier.kernels.product import product, splits
 from luthier.kernels.tables import chosen, key_of
 
 __all__ = ["QUINTIC", "cost", "newton_schulz", "newton_schulz_reference", "symmetric_product"]
@@ -141,9 +140,6 @@ def symmetric_product(
         if add is not None and not add.is_contiguous():
             raise LaunchError(f"symmetric_product: add has strides {add.stride()}; it must be contiguous")
         return _symmetric_on_card(x, add, b, c)
-    if N and not torch.is_grad_enabled() and splits(x[0], x[0].mT):
-        out = torch.stack([product(one, one.mT) for one in x]).mul_(c)
-        return out if add is None else out.add_(add, alpha=b)
     if add is None:
         return x @ x.mT if c == 1 else c * (x @ x.mT)
     return torch.baddbmm(add, x, x.mT, beta=b, alpha=c)
@@ -165,9 +161,5 @@ def newton_schulz(updates: Tensor, *, steps: int = 5, dtype: torch.dtype | None 
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     for _ in range(steps):
         gram = symmetric_product(x, impl=impl)
-        polynomial = symmetric_product(gram, gram, b=b, c=c, impl=impl)
-        if len(x) and splits(polynomial[0], x[0]):
-            x = torch.stack([product(p, one) for p, one in zip(polynomial, x, strict=True)]).add_(x, alpha=a)
-        else:
-            x = torch.baddbmm(x, polynomial, x, beta=a)
+        x = torch.baddbmm(x, symmetric_product(gram, gram, b=b, c=c, impl=impl), x, beta=a)
     return x.mT if tall else x

@@ -78,7 +78,7 @@ def plain(*tensors: Tensor | None) -> bool:
 def splits(a: Tensor, b: Tensor) -> bool:
     """Whether a [M, K] and b [K, N], if they are plain, are multiplied in parts."""
     (M, K), N = a.shape, b.shape[1]
-    if min(M, N) < NARROWEST or K < 2 or M * N * K < _fewest():
+    if min(M, N) < NARROWEST or K < 2 or _fewest() > M * N * K:
         return False
     able = a.dtype == torch.float32 and a.device.type == "cpu" and split_loops() is not None and _threads_fit()
     return able and all(1 in t.stride() for t in (a, b))
