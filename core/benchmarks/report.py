@@ -229,11 +229,11 @@ def _peer_cell(row: Row | None, best: bool) -> Cell:
 
 
 def fastest(by_peer: dict[str, Row]) -> str | None:
-    """The peer that is best among those whose results are equal, or None without one."""
+    """The peer that is best among those whose results are equal, or None without one. Ours in another way is none."""
     ratios = {
         name: row["ratio"]
         for name, row in by_peer.items()
-        if name != AGAIN and row["ratio"] is not None and row["equal"]
+        if not name.startswith("ours") and row["ratio"] is not None and row["equal"]
     }
     return min(ratios, key=ratios.__getitem__, default=None)
 
