@@ -54,14 +54,14 @@ class _Linears(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., C] times weight [F, C] turned, plus bias [F]: [..., F]."""
-    if not _fits(x, weight, bias) or not _gains(x, weight, bias):
+    if _few(x) or not _fits(x, weight, bias) or not _gains(x, weight, bias):
         return F.linear(x, weight, bias)
     return _Linears.apply(x, weight, bias)[0]  # pyright: ignore[reportOptionalSubscript]
 
 
 def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
     """layer(x) of each of several layers; of those that are no plain nn.Linear by calling them."""
-    if all(_calls_nothing_else(layer) and _fits(x, layer.weight, layer.bias) for layer in layers):
+    if not _few(x) and all(_calls_nothing_else(layer) and _fits(x, layer.weight, layer.bias) for layer in layers):
         return _Linears.apply(x, *(t for layer in layers for t in (layer.weight, layer.bias)))  # pyright: ignore[reportReturnType]
     return tuple(layer(x) for layer in layers)
 
@@ -72,11 +72,16 @@ def _calls_nothing_else(layer: Any) -> bool:
     return ours and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
+def _few(x: Tensor) -> bool:
+    """Whether these are too few rows: asked first, for a decoder that makes one token after the other."""
+    return x.dim() == 0 or x.numel() < FEWEST_ROWS * x.shape[-1]
+
+
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are many rows, of float32 on a CPU and nobody's but autograd's."""
-    shaped = x.dim() > 0 and weight.dim() == 2 and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
+    """Whether these have the shapes of a layer, are float32 on a CPU and nobody's but autograd's."""
+    shaped = weight.dim() == 2 and len(weight) > 0 and weight.shape[1] == x.shape[-1] > 0
     shaped = shaped and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
-    return shaped and x.numel() >= FEWEST_ROWS * x.shape[-1] and plain(x, weight, bias)
+    return shaped and plain(x, weight, bias)
 
 
 def _gains(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
