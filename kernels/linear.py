@@ -56,6 +56,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., C] times weight [F, C] turned, plus bias [F]: [..., F]."""
     if _few(x) or not _fits(x, weight, bias) or not _gains(x, weight, bias):
         return F.linear(x, weight, bias)
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
+        return product(x.reshape(-1, x.shape[-1]), weight.T, bias).view(*x.shape[:-1], -1)
     return _Linears.apply(x, weight, bias)[0]  # pyright: ignore[reportOptionalSubscript]
 
 

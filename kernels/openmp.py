@@ -55,15 +55,20 @@ def in_shares(count: int, each: int, work: Callable[[int, int, int], object]) ->
         work(0, count, 0)
         return
     failed: list[BaseException] = []
+    done: list[int] = []
 
     def share(_: object) -> None:
         try:
             thread, threads = library.omp_get_thread_num(), library.omp_get_num_threads()
             size = -(-count // each // threads) * each
-            work(min(count, thread * size), min(count, (thread + 1) * size), thread)
+            begin, end = min(count, thread * size), min(count, (thread + 1) * size)
+            work(begin, end, thread)
+            done.append(end - begin)
         except BaseException as error:  # raised below: nobody else would see it here
             failed.append(error)
 
     library.GOMP_parallel(_Share(share), None, torch.get_num_threads(), 0)
     if failed:
         raise failed[0]
+    if sum(done) < count:  # a signal came before the first line above, and ctypes dropped what it raised
+        raise KeyboardInterrupt

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels.openmp import in_shares
+from luthier.kernels.openmp import in_shares, openmp
 
 __all__ = [
     "amd_avx512",
@@ -150,7 +150,8 @@ def in_one_pass(loop: str, whole: tuple[Any, ...], by_row: tuple[Any, ...], sums
     """Run one of row_loops.py, if long enough on all threads: `whole` belongs to all rows, `by_row` has a line for each
     (None: not given). Returns sums over the rows, [C] each: of each thread's rows, then of the threads'."""
     run, rows = getattr(compiled("row_loops"), loop), by_row[0]
-    parts = torch.zeros(torch.get_num_threads(), sums, rows.shape[-1] if sums else 0, dtype=torch.float32)
+    shape = (torch.get_num_threads(), sums, rows.shape[-1] if sums else 0)
+    parts = torch.zeros(shape, dtype=torch.float32, device="cpu")
     known = parts.numpy()
 
     def work(first: int, last: int, thread: int) -> None:
@@ -167,7 +168,8 @@ def ways() -> str:
     products = "oneDNN" if onednn_is_faster() else "MKL" if torch.backends.mkl.is_available() else "PyTorch's"
     products += " (oneDNN with a bias)" if onednn_is_faster(bias=True) and not onednn_is_faster() else ""
     few = f"up to {MOST_THREADS} threads"
-    products = f"AMX in three parts ({few}), small ones by {products}" if split_loops() is not None else products
-    attention = "in bands" if amd_avx512() else f"in tiles ({few})" if tiled_loops() is not None else "fused"
+    shared = few if openmp() is not None else "one thread"
+    products = f"AMX in three parts ({shared}), small ones by {products}" if split_loops() is not None else products
+    attention = "in bands" if amd_avx512() else f"in tiles ({shared})" if tiled_loops() is not None else "fused"
     by_row = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
     return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {by_row}"

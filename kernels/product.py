@@ -8,9 +8,10 @@ at 3.7 GHz); y = x Wᵀ, dx = dy W, dW = dyᵀ x:
     AMD      MKL  93,  86         oneDNN 105, 106                 dW is MKL's in most shapes
 
 **In parts.** An Intel processor with AMX multiplies bfloat16 sixteen times as fast as float32, so that it pays to take
-each number of float32 apart into three of bfloat16 (split_loops.py). It is no approximation: results are nearer to
-float64's than MKL's in float32 are, by half (1024 × 1376 of 512 normal numbers each: 4.2·10⁻⁶, MKL 6.5·10⁻⁶ of √512).
-Numbers above 3.39·10³⁸ become NaN, those below 10⁻³⁸ zero.
+each number of float32 apart into three of bfloat16 (split_loops.py). Results are nearer to float64's than MKL's are
+(1024 × 1376 sums of 512 products of normal numbers: off by 4.2·10⁻⁶, MKL 6.5·10⁻⁶). At the ends of the range they are
+not: infinity and numbers above 3.39·10³⁸ become NaN, numbers below 2⁻¹⁰² (2·10⁻³¹) keep 16 bits, those below 2⁻¹¹⁸ 8,
+and what is below 2⁻¹²⁶, products too, is 0.
 
 **oneDNN** takes y and dx on AMD's processors with AVX-512. On Intel's without AMX MKL is no slower, but where there is
 a bias it has to begin with a copy of it in every row: y = x Wᵀ + b, 4096 rows, 256 → 256, takes 2.99 ms, by oneDNN
@@ -64,15 +65,18 @@ for function in (onednn_is_faster, _threads_fit, _fewest):
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether these are float32 on a CPU and nobody's but autograd's."""
+    """Whether these are float32 on a CPU and nobody's but autograd's: no transform's, no counter's of operations."""
     if any(
         type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != torch.float32 or t.device.type != "cpu"
         for t in tensors
         if t is not None
     ):
         return False
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    return not transformed and not torch.is_autocast_enabled("cpu")
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    ):
+        return False
+    return not torch.is_autocast_enabled("cpu")
 
 
 def splits(a: Tensor, b: Tensor) -> bool:
@@ -131,14 +135,15 @@ def product(
     """a [M, K] · b [K, N] plus bias [N]; into `out` [M, N], or with `add` added to it. Where a gradient is asked
     for it is PyTorch's."""
     in_parts = splits(a, b)
-    learned = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if not learned and (in_parts or _for_onednn(a, b, bias)) and plain(a, b, bias, out):
+    learned = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, bias, out))
+    if not learned and (in_parts or _for_onednn(a, b, bias)) and _match(a, b, bias, out) and plain(a, b, bias, out):
         compiling = torch.compiler.is_compiling()
-        if in_parts and out is not None and bias is None and out.stride(1) == 1:
+        if in_parts and out is not None and bias is None:
             if compiling:
                 _closed_into(a, b, out, add)
             else:
                 _split(a, b, out, out if add else None)
+                torch.autograd.graph.increment_version(out)
             return out
         y = (_closed if compiling else _made)(a, b, bias)
         return y if out is None else out.add_(y) if add else out.copy_(y)
@@ -150,6 +155,13 @@ def product(
 def _for_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN is faster and takes these: many rows, one after the other."""
     fits = onednn_is_faster(bias is not None) and len(a) >= FEWEST_ROWS and a.stride(0) != 1
-    # It looks at neither shape nor strides of a bias
-    plain_bias = bias is None or (bias.shape == b.shape[1:] and bias.is_contiguous())
-    return fits and plain_bias and (b.is_contiguous() or b.mT.is_contiguous()) and b.numel() > 0
+    return fits and (b.is_contiguous() or b.mT.is_contiguous()) and b.numel() > 0
+
+
+def _match(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None) -> bool:
+    """Whether shapes and strides are what loops may rely on that see addresses; else PyTorch says what is wrong."""
+    (M, K), N = a.shape, b.shape[1]
+    added = bias is None or (bias.shape == (N,) and bias.is_contiguous())
+    return (
+        len(b) == K and added and (out is None or (out.shape == (M, N) and out.stride(1) == 1 and out.stride(0) >= N))
+    )

@@ -1,7 +1,8 @@
 """Products of float32 by a processor's AMX unit, which knows bfloat16 only: loops in Python, compiled by Numba.
 
 A number of float32 is, to the last bit, a sum of three of bfloat16: the nearest one, the nearest of what is left, and
-the rest, 8 of the 24 bits each. Of the nine products of the parts of x and y six are made,
+the rest, 8 of the 24 bits each (of numbers below 2⁻¹⁰² the rest is lost: the unit takes what is below 2⁻¹²⁶ for 0).
+Of the nine products of the parts of x and y six are made,
 
     x y  ≈  x₁y₁ + x₁y₂ + x₁y₃ + x₂y₂ + x₂y₁ + x₃y₁
 
@@ -28,11 +29,15 @@ from typing import Any
 
 import numpy as np
 from numba import cfunc, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
 __all__ = ["multiply", "share"]
+
+told: Any = config
+if told.DISABLE_JIT or told.CPU_NAME or told.CPU_FEATURES:
+    raise ImportError("Numba was told not to compile, or to compile for another processor")
 
 f = np.float32
 SIDE, WIDE = 16, 32  # rows of a tile; rows and columns of C at a time, and k of a step

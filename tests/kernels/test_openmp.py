@@ -53,6 +53,22 @@ def test_what_goes_wrong_in_a_share_is_said(two_threads: None, thread: int) -> N
         in_shares(2, 1, work)
 
 
+@there
+def test_a_share_that_was_not_done_is_no_result(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Ctrl-C comes when a share begins: what it raises there is dropped by ctypes."""
+    monkeypatch.setattr(openmp(), "GOMP_parallel", lambda share, *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        in_shares(2, 1, lambda *_: None)
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_another_default_device(device: str) -> None:
+    with torch.device(device):
+        x = torch.ones(300, 128, device="cpu")
+        y, h = add_rms_norm(x, x, torch.ones(128, device="cpu"))
+    assert y.device.type == h.device.type == "cpu"
+
+
 def test_one_thread_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     taken: list[tuple[int, int, int]] = []

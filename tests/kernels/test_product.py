@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.kernels import product as module
-from luthier.kernels.linear import linears
+from luthier.kernels.linear import linear, linears
 from luthier.kernels.processor import split_loops
 from luthier.kernels.product import product, splits
 
@@ -88,11 +92,11 @@ def test_no_bit_of_a_number_is_lost() -> None:
 
 @amx
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_stays_so(bad: float) -> None:
+def test_what_is_not_finite_is_not_a_number(bad: float) -> None:
     a, b = torch.ones(40, 64), torch.ones(64, 48)
     a[3, 5] = bad
     found = product(a, b)
-    assert not found[3].isfinite().any() and found[[*range(3), *range(4, 40)]].isfinite().all()
+    assert found[3].isnan().all() and found[[*range(3), *range(4, 40)]].isfinite().all()
 
 
 @amx
@@ -188,3 +192,58 @@ def test_a_gradient_is_torchs() -> None:
     a, b = (torch.ones(40, 40, requires_grad=True) for _ in range(2))
     product(a, b).sum().backward()
     assert a.grad is not None and torch.equal(a.grad, torch.full((40, 40), 40.0))
+    assert product(a.detach(), b.detach(), torch.ones(40, requires_grad=True)).requires_grad
+
+
+@amx
+def test_what_does_not_fit_is_torchs_to_say() -> None:
+    a, b, out = torch.ones(40, 64), torch.ones(64, 48), torch.zeros(80, 48)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        product(a, b[:32])
+    with pytest.raises(RuntimeError):
+        product(a, b, out=out[:20], add=True)
+    with pytest.raises(RuntimeError):
+        product(a, b, torch.ones(47))
+    assert torch.equal(product(a, b, torch.ones(1)), torch.full((40, 48), 65.0))
+    assert torch.equal(product(a, b, torch.arange(96.0)[::2])[0], 64 + torch.arange(96.0)[::2])
+    assert not out.any()
+
+
+@amx
+def test_a_tensor_that_autograd_keeps_may_not_change() -> None:
+    x, out = torch.ones(40, 48, requires_grad=True), torch.ones(40, 48)
+    y = (x * out).sum()
+    product(torch.ones(40, 64), torch.ones(64, 48), out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@amx
+def test_operations_are_counted() -> None:
+    with FlopCounterMode(display=False) as counter:
+        product(torch.ones(40, 64), torch.ones(64, 48))
+    assert counter.get_total_flops() == 2 * 40 * 64 * 48
+
+
+@amx
+def test_compiled_without_a_gradient() -> None:
+    x, weight = torch.ones(2, 70, 64), torch.ones(48, 64)
+    compiled = torch.compile(lambda: linear(x, weight), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(), torch.full((2, 70, 48), 64.0))
+
+
+ELSEWHERE = """
+import torch
+from luthier.kernels.product import product
+print(product(torch.ones(512, 512), torch.eye(512)).sum())
+"""
+
+
+@pytest.mark.parametrize("told", ["NUMBA_CPU_NAME=generic", "NUMBA_DISABLE_JIT=1", "NUMBA_CPU_FEATURES=+avx2"])
+def test_numba_compiles_for_another_processor(told: str) -> None:
+    name, _, value = told.partition("=")
+    environment = {**os.environ, name: value}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "262144" in done.stdout, done.stderr
