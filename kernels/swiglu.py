@@ -1,7 +1,7 @@
 """SwiGLU's gate: one half of a feed-forward layer decides how much of the other passes.
 
-    swiglu(a, b) = silu(a) ⊙ b,    silu(a) = a · σ(a)                     (Shazeer 2020, arXiv:2002.05202, §2, eq. 6)
-    geglu(a, b)  = gelu(a) ⊙ b,    gelu(a) = a · Φ(a)                                       (the same paper, eq. 5)
+    swiglu(a, b) = silu(a) ⊙ b,    silu(a) = a · σ(a)                     (Shazeer 2020, arXiv:2002.05202, §2, eq. 5)
+    geglu(a, b)  = gelu(a) ⊙ b,    gelu(a) = a · Φ(a)                                                     (the same)
 
 Φ is the normal distribution's function ½(1 + erf(a/√2)); many models, Gemma among them, were trained with an
 approximation to it, ½(1 + tanh(√(2/π)·(a + 0.044715 a³))) (Hendrycks & Gimpel 2016, arXiv:1606.08415, §2).

@@ -137,6 +137,9 @@ class ModelConfig:
         whole = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*whole, "num_key_value_heads", "max_position_embeddings"):
             _positive(self, name, Integral)
+            most = 10_000 if name == "num_hidden_layers" else 2**31 - 1  # more is a slip, and no memory holds it
+            if getattr(self, name) > most:
+                raise ModelConfigError(f"{name} = {getattr(self, name):,}: may be {most:,} at most")
         for name in ("rope_theta", "initializer_range", "rms_norm_eps"):
             _positive(self, name)
         for name in ("head_dim", "sliding_window"):

@@ -75,6 +75,8 @@ def test_work_of_a_model_counted_by_hand() -> None:
         ({"head_dim": 33}, ["head_dim = 33"]),
         ({"num_attention_heads": 64}, ["head_dim = 3"]),
         ({"vocab_size": 0}, ["vocab_size = 0"]),
+        ({"vocab_size": 10**18}, ["vocab_size = 1,000,000,000,000,000,000", "2,147,483,647 at most"]),
+        ({"num_hidden_layers": 10**6}, ["num_hidden_layers = 1,000,000", "10,000 at most"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
         ({"model_type": "bert"}, ["model_type", "qwen3", "gpt2"]),
         ({"model_type": "gpt2"}, ["num_key_value_heads = 6"]),
