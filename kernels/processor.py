@@ -171,5 +171,6 @@ def ways() -> str:
     shared = few if openmp() is not None else "one thread"
     products = f"AMX in three parts ({shared}), small ones by {products}" if split_loops() is not None else products
     attention = "in bands" if amd_avx512() else f"in tiles ({shared})" if tiled_loops() is not None else "fused"
-    by_row = f"in one pass ({few})" if compiled("row_loops") is not None else "in PyTorch's passes"
+    together = ", long ones on all" if openmp() is not None else ""
+    by_row = f"in one pass ({few}{together})" if compiled("row_loops") is not None else "in PyTorch's passes"
     return f"{torch.backends.cpu.get_cpu_capability()}: products by {products}, attention {attention}, rows {by_row}"
