@@ -7,7 +7,8 @@ Every stage turns input folders into one output folder. Three promises hold for 
    without it is incomplete and never read.
 2. **Known by content.** The manifest holds the stage, its settings, the hashes of its inputs and outputs, and the
    documents that went in. Two runs of the same work have the same `identity`, so a run that would repeat work that is
-   already there does nothing, and an interrupted run of the same work goes on in its `.building` folder.
+   already there does nothing, and an interrupted run of the same work goes on in its `.building` folder. Other work in
+   either place is not replaced unasked.
 3. **One writer.** A lock beside the folder names its holder; the lock dies with the process.
 
     work = Artifact(out, stage="train-tokenizer", settings=asdict(config), inputs={"corpus": corpus_folder})
@@ -35,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from luthier.core.console import say
 from luthier.core.errors import ArtifactError, InputError, LockedError
 
 __all__ = [
@@ -298,14 +300,17 @@ class Artifact:
         documents: Iterable[Mapping[str, str]] = (),
         overwrite: bool = False,
         caches: Iterable[str] = (),
+        progress: str = "",
     ) -> None:
         """`inputs` maps a name to a path (hashed here) or to a ready hash; `documents` are {path, sha256} of what went
         in, taken from the inputs' manifests where left out. `caches` are sub-folders whose files stay good whatever
         else changes: they come along from the old folder and from an interrupted try of other work, and are not
-        counted among the outputs. Raises ArtifactError if `out` holds other work."""
+        counted among the outputs. `progress` is a pattern of what an interrupted try leaves once it has done work worth
+        going on with. Raises ArtifactError if `out` holds other work, and on entering if a try of other work left
+        `progress` (unless `overwrite`)."""
         self.out = Path(out)
         self.stage = stage
-        self.caches = tuple(caches)
+        self.caches, self.progress, self.overwrite = tuple(caches), progress, overwrite
         _repair(self.out)
         self.identity = json.loads(
             json.dumps(
@@ -331,8 +336,8 @@ class Artifact:
             self.done = same and all((self.out / name).is_file() for name in manifest["outputs"])
             if not same and not overwrite:
                 raise ArtifactError(
-                    f"{self.out} exists and holds different work (`luthier {manifest['stage']}` with other settings or "
-                    f"inputs)\nGive another --out, or --overwrite to replace it."
+                    f"{self.out} exists and holds different work: {_differences(manifest, self.identity)}\n"
+                    "Give another --out, or --overwrite to replace it."
                 )
         elif self.out.exists() and not overwrite and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ArtifactError(f"{self.out} exists and was not made by luthier\nGive another --out, or --overwrite.")
@@ -349,10 +354,11 @@ class Artifact:
 
     def _prepare(self) -> None:
         """Go on in the folder of an interrupted try, or make a fresh one."""
-        mark = self.folder / MARK
-        if _holds(mark, self.identity):
+        begun = _mark(self.folder)
+        if begun == self.identity:
             self.resumed = True
         else:
+            self._leave(begun)
             spare = _beside(self.out, "caches")
             for name in self.caches:
                 if (self.folder / name).is_dir() and not (spare / name).exists():
@@ -364,9 +370,20 @@ class Artifact:
                 if (spare / name).is_dir():
                     (spare / name).rename(self.folder / name)
             _remove(spare)
-            write_json(mark, self.identity)
+            write_json(self.folder / MARK, self.identity)
         for name in self.caches:
             _link_missing(self.out / name, self.folder / name)
+
+    def _leave(self, begun: Mapping[str, Any]) -> None:
+        """Say that an interrupted try of other work is thrown away, or refuse to."""
+        if not begun or not self.progress or not any(self.folder.glob(self.progress)):
+            return
+        what = f"{self.out} is begun and not finished, as different work: {_differences(begun, self.identity)}"
+        if not self.overwrite:
+            raise ArtifactError(
+                f"{what}\nGive what it was begun with to go on with it; or another --out; or --overwrite to begin anew."
+            )
+        say(f"note: {what}: begun anew")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -393,12 +410,33 @@ class Artifact:
         _exchange(self.out)
 
 
-def _holds(mark: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a folder being built belongs to this work; a mark that cannot be read belongs to nobody."""
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In which settings and inputs one work is not another, in words."""
+    if before["stage"] != now["stage"]:
+        return f"made by `luthier {before['stage']}`"
+    old, new = before["settings"], now["settings"]
+    settings = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    words = [f"{name} was {_brief(old.get(name))}, is {_brief(new.get(name))}" for name in settings]
+    old, new = before["inputs"], now["inputs"]
+    words += [
+        f"{name} {'was not given' if name not in old else 'is not given' if name not in new else 'has changed'}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(words)
+
+
+def _brief(value: Any, most: int = 40) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """Whose work a folder being built is; nobody's, if that cannot be read."""
     try:
-        return mark.is_file() and read_json(mark) == identity
+        return read_json(folder / MARK) if (folder / MARK).is_file() else {}
     except InputError:
-        return False
+        return {}
 
 
 def _link_missing(source: Path, target: Path) -> None:

@@ -98,6 +98,7 @@ def finetune(
     Raises TrainingError if nothing in `data` can be trained on.
     """
     from luthier.core.training.adapters import check_adapters
+    from luthier.core.training.checkpoint import PATTERN
     from luthier.core.training.examples import read_pairs, read_wordings
     from luthier.core.training.execution import use_machine
     from luthier.core.training.parallel import start_workers
@@ -123,7 +124,9 @@ def finetune(
     }
     files = [path for path in data if path.is_file() and not (path.parent / "manifest.json").is_file()]
     documents = [*documents_of([model, replay]), *({"path": f.name, "sha256": hash_file(f)} for f in files)]
-    work = Artifact(out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite)
+    work = Artifact(
+        out, "finetune", settings(config), inputs, documents=documents, overwrite=overwrite, progress=PATTERN
+    )
     if work.done:
         return FinetuneSummary(Path(out), changed=False)
     workers, spelling = start_workers(config.parallel), tokenizer or model

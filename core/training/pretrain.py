@@ -84,6 +84,7 @@ def pretrain(
     saved beside the weights (left out: the base's). `plan` only says what would be done and whether it fits. Raises
     ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
     """
+    from luthier.core.training.checkpoint import PATTERN
     from luthier.core.training.execution import use_machine
     from luthier.core.training.parallel import start_workers
     from luthier.models.checkpoints import hub_folder
@@ -97,16 +98,20 @@ def pretrain(
     # Left out, it is the work that it was when the number was the default
     tokens = VALIDATION_TOKENS if config.validation_tokens is None else config.validation_tokens
     named = {**settings(config), "validation_tokens": tokens}
-    work = Artifact(out, "pretrain", named, given.inputs(), overwrite=overwrite, caches=("tensorboard",))
-    if work.done and not plan:
+    if plan:  # whatever there is in `out`
+        given.check_held_out(config)
+        with quiet_unless(start_workers(config.parallel).main), memory_told(config):
+            use_machine(config.threads)
+            say_plan(prepare(config, given, plan=True), config)
+        return PretrainSummary(Path(out))
+    work = Artifact(
+        out, "pretrain", named, given.inputs(), overwrite=overwrite, caches=("tensorboard",), progress=PATTERN
+    )
+    if work.done:
         return PretrainSummary(Path(out), changed=False)
     given.check_held_out(config)
     workers = start_workers(config.parallel)
     with quiet_unless(workers.main), memory_told(config):
-        if plan:
-            use_machine(config.threads)
-            say_plan(prepare(config, given, plan=True), config)
-            return PretrainSummary(Path(out))
         if not workers.main:  # its folder is made by the main process, which also writes it
             workers.wait()
             use_machine(config.threads)

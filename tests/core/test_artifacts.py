@@ -127,7 +127,7 @@ def test_same_work_is_done_and_other_work_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert not make(out).done
     assert make(out).done
-    with pytest.raises(ArtifactError, match="different work"):
+    with pytest.raises(ArtifactError, match="holds different work: corpus has changed"):
         make(out, "two")
     assert (out / "data.txt").read_text() == "one"
     make(out, "two", overwrite=True)
@@ -212,6 +212,29 @@ def test_an_interrupted_try_of_the_same_work_goes_on_and_of_other_work_starts_an
         assert work.resumed
         assert (work.folder / "part-b").read_text() == "b"
     assert set(read_manifest(tmp_path / "out")["outputs"]) == {"part-b"}
+
+
+def test_what_an_interrupted_try_has_done_is_not_thrown_away_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(rate: float, shards: str = "a", overwrite: bool = False) -> Artifact:
+        settings, inputs = {"rate": rate, "steps": 9}, {"shards": shards}
+        work = Artifact(tmp_path / "out", "x", settings, inputs, overwrite=overwrite, progress="step-*")
+        with pytest.raises(Killed), work:
+            raise Killed
+        return work
+
+    begin(0.1)
+    done = begin(0.2).folder / "step-1"  # the try before had done nothing
+    done.mkdir()
+    assert begin(0.2).resumed
+    with pytest.raises(ArtifactError, match=r"not finished, as different work: rate was 0.2, is 0.3\n.*--overwrite"):
+        begin(0.3)
+    with pytest.raises(ArtifactError, match="different work: shards has changed\n"):
+        begin(0.2, "b")
+    assert begin(0.2).resumed and done.is_dir() and capsys.readouterr().err == ""
+    assert not begin(0.3, overwrite=True).resumed and not done.exists()
+    assert "rate was 0.2, is 0.3: begun anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [1, 2])
