@@ -20,10 +20,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import torch
@@ -38,7 +38,13 @@ __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "p
 FIRST_SCALE, GROWS_AFTER = 2.0**16, 2000
 GAIN = 1.2  # of a product by all cores over one: a step gains less
 LONG_RUN = 500  # steps from which compiling on a card pays for itself
-MEMORY = Path("/proc/meminfo")
+MEMORY, OWN_SIZE, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/statm"), Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+# Of a control group, by version: its most memory, what it holds, and the files among it that Linux may forget
+GROUP_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 each: Any = torch  # the `_foreach_` operations are public in torch's documentation, but not to type checkers
 
@@ -200,9 +206,43 @@ def memory_free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        if MEMORY.is_file():
-            available = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:"))
-            return int(available.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(1, min((_free_here(), *_free_in_groups(), *_free_by_limits())))
     except (ValueError, OSError):
         return 0
+
+
+def _free_here() -> int:
+    """Of the machine."""
+    if not MEMORY.is_file():
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _number(MEMORY, "MemAvailable:") * 1024
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Of what a container may take: of each control group with a limit that this process is in, and those above it."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (GROUPS / "memory", GROUP_FILES[1]) if controllers else (GROUPS, GROUP_FILES[2])
+        # Inside a container its own group is often what is mounted, and the name is one that only the host can follow
+        for group in (own, *map(str, PurePosixPath(own).parents)):
+            most, used = (root / group.lstrip("/") / name for name in names[:2])
+            if most.is_file() and (limit := most.read_text().strip()) != "max":
+                yield int(limit) - int(used.read_text()) + _number(used.with_name("memory.stat"), names[2])
+
+
+def _free_by_limits() -> Iterator[int]:
+    """Of what the process may take by itself (`ulimit -v` and `-d`), where Linux says what it has taken."""
+    import resource
+
+    pages = OWN_SIZE.read_text().split() if OWN_SIZE.is_file() else []
+    for kind, taken in ((resource.RLIMIT_AS, pages[:1]), (resource.RLIMIT_DATA, pages[5:6])):
+        limit = resource.getrlimit(kind)[0]
+        if taken and limit != resource.RLIM_INFINITY:
+            yield limit - int(taken[0]) * resource.getpagesize()
+
+
+def _number(file: Path, name: str) -> int:
+    """The number beside `name`, in a file with a name and a number a line."""
+    return int(next((line.split()[1] for line in file.read_text().splitlines() if line.split()[:1] == [name]), ""))
