@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -11,7 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
+
+# The same numbers at every run; LUTHIER_TEST_SEED=1, 2, … gives others, and lets hypothesis look where it has not been.
+SEED = os.environ.get("LUTHIER_TEST_SEED", "")
+hypothesis.settings.register_profile("luthier", deadline=None, derandomize=not SEED)
+hypothesis.settings.load_profile("luthier")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each would wait for one another
@@ -32,6 +40,16 @@ def data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is read from or left in the user's cache of vocabularies."""
     os.environ["LUTHIER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random numbers follow from the seed, not from which tests ran before."""
+    number = int(SEED or 0)
+    random.seed(number)
+    np.random.seed(number)
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "manual_seed"):
+        torch.manual_seed(number)
 
 
 @pytest.fixture(autouse=True)

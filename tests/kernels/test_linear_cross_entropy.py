@@ -184,11 +184,18 @@ def test_triton(
 
 
 def test_several_blocks_under_autocast() -> None:
-    """Autocast casts some operations and not those in place."""
-    x, weight = torch.randn(600, 32, requires_grad=True), torch.randn(9000, 32, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        linear_cross_entropy(x, weight, torch.arange(600))[0].backward()
-    expected = torch.nn.functional.cross_entropy(x @ weight.T, torch.arange(600), reduction="sum")
-    slope = torch.autograd.grad(expected, weight)[0]
-    assert weight.grad is not None and weight.grad.dtype == torch.float32
-    assert float((weight.grad - slope).abs().max() / slope.abs().max()) < 0.02
+    """Autocast casts some operations and not those in place: no further from float64 than PyTorch's own under it."""
+    x, weight, labels = torch.randn(600, 32), torch.randn(9000, 32, requires_grad=True), torch.arange(600)
+
+    def slope(loss: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float64):
+            return torch.autograd.grad(loss(x.to(dtype), weight.to(dtype), labels), weight)[0]
+
+    def theirs(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(x @ weight.T, labels, reduction="sum")
+
+    exact = slope(theirs, torch.float64)
+    ours = slope(lambda *given: linear_cross_entropy(*given)[0], torch.float32) - exact
+    peer = slope(theirs, torch.float32) - exact
+    assert 0 < float(ours.norm()) < 1.1 * float(peer.norm())
+    assert float(ours.abs().max()) < 1.5 * float(peer.abs().max())
