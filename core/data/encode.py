@@ -33,7 +33,7 @@ from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import Split
 from luthier.core.data.shards import FACTS, MAX_TOKENS, SOURCES, ShardWriter, write_facts
-from luthier.core.data.texts import General, Text, find_texts, hash_texts, read_texts
+from luthier.core.data.texts import COLUMN, General, Text, find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class EncodeConfig:
     validation_fraction: float = 0.05
     """Share of the texts that do not come from a corpus to hold out (0 to 1, by hash of the text), of several at least
     one; a corpus brings its own split."""
-    column: str = "text"
+    column: str = COLUMN
     """Field of JSON lines, or column of a Parquet table, that holds the text."""
     max_shard_tokens: int = MAX_TOKENS
     """Most tokens in one file; 500 million are 1 GB at 2 bytes each. A longer document gets a file of its own."""

@@ -9,7 +9,8 @@
     general="python"       the documentation inside Python's standard library (core/data/general.py)
 
 The tokenizer, the vectors and the shards all read through here, so that they see the same text in the same order. Bytes
-must be UTF-8: a file in another encoding stops the reading at its first wrong byte; a guess would be trained on.
+must be UTF-8: a file in another encoding stops the reading at its first wrong byte; a guess would be trained on. What
+holds no text, a row of null as much as a file of white space, is left out and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import platform
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,17 +29,20 @@ from typing import Any, Literal
 import zstandard
 
 from luthier.core.artifacts import MANIFEST, hash_file, read_json, read_manifest
-from luthier.core.console import say
+from luthier.core.console import counted, say
 from luthier.core.data.corpus import Split, read_corpus, trained_part
 from luthier.core.errors import InputError, did_you_mean
 
-__all__ = ["General", "Text", "find_texts", "hash_texts", "read_texts"]
+__all__ = ["COLUMN", "PACKED", "General", "Text", "find_texts", "hash_texts", "read_texts", "without_default"]
 
 General = Literal["none", "python"]
+COLUMN = "text"
 
 PLAIN = (".txt", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
-PACKED = (".gz", ".zst")
+PACKED = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}  # by ending: name, first bytes
+TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"}  # Arrow's names
+NAMES = 20  # of fields or columns, in a message
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,18 @@ class Text:
 
 
 def read_texts(
-    inputs: Sequence[Path], *, general: General = "none", part_size: int = 0, column: str = "text"
+    inputs: Sequence[Path], *, general: General = "none", part_size: int = 0, column: str = COLUMN
 ) -> Iterator[Text]:
-    """Yield the texts of `inputs` in the order given, then the general text. Texts of white space only are left out.
+    """Yield the texts of `inputs` in the order given, then the general text. Texts of white space only, and rows of
+    null, are left out, and at the end it is said how many.
 
     `part_size` > 0 keeps memory small: a text file of more characters comes in parts of about that size, cut where a
     tokenizer's pattern cuts anyway. `column` names the field of JSON lines, or the column of a Parquet table, that
     holds the text.
 
     Raises InputError at once for an input that is missing or of a kind that holds no text; while reading, for bytes
-    that are not UTF-8 (naming file and byte), a row without text (naming file and line), and if nothing was found.
+    that are not UTF-8 (naming file and byte), a row without the field (naming file and line), a table without the
+    column, a damaged file, and if nothing was found.
     """
     files = [file for path in inputs for file in find_texts(Path(path), tell=True)]
     return _read(files, inputs, general, part_size, column)
@@ -78,16 +84,20 @@ def read_texts(
 def _read(
     files: Sequence[Path], inputs: Sequence[Path], general: General, part_size: int, column: str
 ) -> Iterator[Text]:
-    empty = True
+    empty, left_out, first = True, 0, ""
     for file in files:
         try:
             for text in _read_one(file, part_size, column):
                 if text.text.strip() or text.part or 0 < part_size <= len(text.text):
                     empty = False
                     yield text
+                else:
+                    left_out, first = left_out + 1, first or text.name
         except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
-            kind = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower(), file.suffix)
-            raise InputError(f"{file}: damaged {kind} file: {error}") from error
+            kind, _ = PACKED[file.suffix.lower()]
+            raise InputError(
+                f"{file}: damaged {kind} file: {error}\nGet it again; if it is not packed at all, name it {file.stem}."
+            ) from error
     if general == "python":
         from luthier.core.data.general import python_documentation
 
@@ -95,9 +105,17 @@ def _read(
             empty = False
             yield Text(text, name=f"python: {name}", origin="general")
     if empty:
-        raise InputError(
-            f"no text in {', '.join(map(str, inputs)) or 'no inputs'}\nGive a corpus, text or JSONL files."
-        )
+        where = ", ".join(map(str, inputs)) or "no inputs"
+        found = f": found {counted(left_out, 'text')} of white space or null" if left_out else ""
+        raise InputError(f"no text in {where}{found}\nGive a corpus, text files, JSON lines or a table that hold text.")
+    if left_out:
+        say(f"left out {counted(left_out, 'text')} of white space or null; the first is {first}")
+
+
+def without_default(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without a `column` that is the default. A stage that came to have the setting identifies its work by
+    these: what was made before is the same work."""
+    return {name: value for name, value in settings.items() if (name, value) != ("column", COLUMN)}
 
 
 def hash_texts(inputs: Sequence[Path], *, general: General = "none") -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -124,13 +142,18 @@ def find_texts(path: Path, *, tell: bool = False) -> list[Path]:
     """The files and corpus folders behind one input; `tell`: say what was passed over in a folder."""
     if path.is_file():
         if not _suffix(path):
+            ending = "".join(path.suffixes[-2:] if path.suffix.lower() in PACKED else path.suffixes[-1:])
             raise InputError(
-                f"{path}: cannot read '{path.suffix}' as text; expected {', '.join(SUFFIXES)}, .gz or .zst of these, "
-                "or a folder\nRead documents first: luthier collect"
+                f"{path}: cannot read {repr(ending) if ending else 'a file without an ending'} as text; expected .txt, "
+                ".md, .jsonl (each also packed, .gz or .zst), .parquet, or a folder\n"
+                f"Rename it if it is one of these; documents are read by `luthier collect {path}`."
             )
         return [path]
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
+        wrong = (
+            "neither a file nor a folder (a pipe cannot be read twice)" if path.exists() else "no such file or folder"
+        )
+        raise InputError(f"{path}: {wrong}")
     if stage := _stage(path):
         if stage != "collect":
             raise InputError(f"{path} was made by `luthier {stage}`; expected a corpus, text files or a folder of them")
@@ -144,17 +167,20 @@ def find_texts(path: Path, *, tell: bool = False) -> list[Path]:
     return chosen
 
 
-def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+def _walk(folder: Path, above: Sequence[Path] = ()) -> tuple[list[Path], Counter[str]]:
     """The texts in a folder and below, in order of name, and a count of the rest. A corpus in it is read as a corpus;
-    what other stages made is not text."""
+    what other stages made is not text. `above` are the folders that it is in: a link back to one is not followed."""
+    above = (*above, folder.resolve())
     chosen: list[Path] = []
     passed_over: Counter[str] = Counter()
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         if path.is_dir() and (stage := _stage(path)):
             chosen += [path] if stage == "collect" else []
             passed_over.update([f"output of {stage}"] if stage != "collect" else [])
+        elif path.is_dir() and path.resolve() in above:
+            passed_over["link back"] += 1
         elif path.is_dir():
-            inner, rest = _walk(path)
+            inner, rest = _walk(path, above)
             chosen += inner
             passed_over.update(rest)
         elif _suffix(path):
@@ -230,6 +256,8 @@ def _whole_characters(data: bytes) -> int:
 
 
 def _open(path: Path) -> Any:
+    if path.suffix.lower() in PACKED and path.stat().st_size == 0:
+        raise EOFError("it is empty")  # as a whole file never is; gzip's own reader would say nothing
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(_Zstd(path))
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
@@ -276,6 +304,7 @@ class _Zstd(io.RawIOBase):
 def _table(path: Path, column: str) -> Iterator[Text]:
     """The texts of a Parquet file, one group of rows in memory at a time."""
     try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
@@ -284,52 +313,107 @@ def _table(path: Path, column: str) -> Iterator[Text]:
     try:
         table = parquet.ParquetFile(path)
     except Exception as error:  # pyarrow raises its own classes, which only it knows
-        raise InputError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path}: not a Parquet file: {str(error).splitlines()[0]}\nGet it again, or name it as what it is."
+        ) from error
     with table:
-        names = table.schema_arrow.names
-        if column not in names:
-            raise InputError(f"{path}: no column '{column}'{did_you_mean(column, names)}; it has {', '.join(names)}")
+        _check_column(path, {field.name: str(field.type) for field in table.schema_arrow}, column)
         number = 0
-        for batch in table.iter_batches(columns=[column], batch_size=1024):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                if value is not None and not isinstance(value, str):
-                    raise InputError(
-                        f"{path}: row {number}: column '{column}' holds {type(value).__name__}, not text\n"
-                        f"Name another: --column {'|'.join(n for n in names if n != column) or '…'}"
-                    )
-                if value:
-                    yield Text(value.replace("\r\n", "\n"), name=f"{path}:{number}")
+        try:
+            for batch in table.iter_batches(columns=[column], batch_size=1024):
+                for cell in batch.column(0):
+                    number += 1
+                    yield Text(_cell(cell, f"{path}: row {number}"), name=f"{path}:{number}")
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path}: damaged Parquet file, after row {number}: {str(error).splitlines()[0]}\nGet it again."
+            ) from error
+
+
+def _check_column(path: Path, types: Mapping[str, str], column: str) -> None:
+    """InputError for a table without that column, or one of other things; `types` of all its columns, in order."""
+    texts = [
+        name for name, kind in types.items() if kind.removeprefix("dictionary<values=").split(",")[0] in TEXT_TYPES
+    ]
+    if column not in texts:
+        wrong = f"column '{column}' holds {types[column]}, not text" if column in types else f"no column '{column}'"
+        raise InputError(f"{path}: {wrong}{_instead(column, types, texts)}")
+
+
+def _instead(wanted: str, names: Iterable[str], texts: Sequence[str]) -> str:
+    """The end of a message about a field or column that is not there, or holds no text: which there are."""
+    shown = [name if len(name) <= 60 else f"{name[:60]}…" for name in sorted(names, key=lambda name: name not in texts)]
+    more = f" and {len(shown) - NAMES:,} more" if len(shown) > NAMES else ""
+    there = f"; it has {', '.join(shown[:NAMES]) or 'none'}{more}{did_you_mean(wanted, texts)}\n"
+    if not texts:
+        return f"{there}None of these holds text: write it into one of its own."
+    return f"{there}Name the one that holds the text: --column {texts[0] if len(texts) == 1 else 'NAME'}"
+
+
+def _cell(cell: Any, where: str) -> str:
+    """The text of a table's cell, of null an empty one; bytes are checked as a file's are."""
+    try:
+        value = cell.as_py() or ""
+        return (value.decode("utf-8") if isinstance(value, bytes) else value).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not UTF-8 at byte {error.start:,} (0x{error.object[error.start]:02x})\n"
+            "Write the table again from text in UTF-8, or name another column."
+        ) from error
 
 
 def _rows(path: Path, column: str) -> Iterator[Text]:
     """The texts of a JSON-lines file, one line in memory at a time."""
-    offset = 0
+    offset, found = 0, False
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            text = _decoded(line, path, offset)
+            text = _decoded(line, path, offset).removeprefix("\ufeff")  # where files were joined
             offset += len(line)
             if text.strip():
-                yield Text(_field(text, f"{path}:{number}", column), name=f"{path}:{number}")
+                yield Text(_field(text, f"{path}:{number}", column, found), name=f"{path}:{number}")
+                found = True
 
 
-def _field(line: str, where: str, column: str) -> str:
+def _field(line: str, where: str, column: str, found: bool) -> str:
+    """The text of a line, of null an empty one; `found` whether a line before had one."""
+    row = _parsed(line, where)
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: found {type(row).__name__}\nExpected {{"{column}": "…"}} a line.')
+    value = row.get(column)
+    if column not in row or not isinstance(value, str | None):
+        texts = [name for name, other in row.items() if isinstance(other, str) and name != column]
+        wrong = f"no field '{column}'" if column not in row else f"field '{column}' holds {_kind(value)}, not text"
+        there = _instead(column, row, texts)
+        if found:
+            there = f"{there.splitlines()[0]}\nThe lines before have it: mend this one, or take it out."
+        raise InputError(f"{where}: {wrong}{there}")
+    return _text(value or "", where, column)
+
+
+def _parsed(line: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error.msg}") from error
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
-        raise InputError(
-            f'{where}: field \'{column}\' is missing or no text (found {found})\nExpected {{"{column}": "…"}} a line.'
-        )
+        raise InputError(f"{where}: not valid JSON: {error.msg}\nExpected one JSON object a line.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: its values are nested too deeply to be read; take the line out") from error
+    except ValueError:  # a number of more than 4,300 digits in another field, which JSON allows
+        return json.loads(line, parse_int=float)
+
+
+def _kind(value: Any) -> str:
+    """JSON's name of a value's kind."""
+    return {bool: "true or false", int: "a number", float: "a number", list: "a list"}.get(type(value), "an object")
+
+
+def _text(value: str, where: str, column: str) -> str:
     try:
-        row[column].encode("utf-8")  # a hundred times faster than looking at each character
+        value.encode("utf-8")  # a hundred times faster than looking at each character
     except UnicodeEncodeError as error:
         raise InputError(
             f"{where}: field '{column}' holds half of a surrogate pair, which is no character; remove it"
         ) from error
-    return row[column]
+    return value.replace("\r\n", "\n")
 
 
 def _decoded(data: bytes, path: Path, offset: int = 0) -> str:
@@ -337,8 +421,10 @@ def _decoded(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x})\nSave it as UTF-8, or let "
-            "`luthier collect` find out its encoding."
-        ) from error
+        wrong = f"{path}: not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x})"
+        for ending, (kind, beginning) in PACKED.items():
+            if offset == 0 and data.startswith(beginning):
+                name = f", or name it {path.name}{ending}" if path.suffix.lower() not in PACKED else " once more"
+                raise InputError(f"{wrong}: packed by {kind}\nUnpack it{name}.") from error
+        raise InputError(f"{wrong}\nSave it as UTF-8, or let `luthier collect` find out its encoding.") from error
     return (text.removeprefix("\ufeff") if offset == 0 else text).replace("\r\n", "\n")

@@ -70,8 +70,9 @@ def test_bad_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=words):
             list(read_texts([tmp_path / name], column="body"))
-    with pytest.raises(InputError, match=r"a.jsonl:1: field 'text' is missing or no text \(found keys body, n\)"):
-        list(read_texts([tmp_path / "a.jsonl"]))
+    for file in files(tmp_path):
+        with pytest.raises(InputError, match=rf"{file}:1: no field 'text'; it has body, n\nName .*: --column body$"):
+            list(read_texts([file]))
 
 
 def test_bad_tables_are_named(tmp_path):
@@ -79,10 +80,46 @@ def test_bad_tables_are_named(tmp_path):
     (tmp_path / "no.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(InputError, match=r"no\.parquet: not a Parquet file"):
         list(read_texts([tmp_path / "no.parquet"], column="body"))
-    with pytest.raises(InputError, match=r"no column 'bod'; did you mean 'body'\?; it has body, n"):
+    with pytest.raises(
+        InputError, match=r"no column 'bod'; it has body, n; did you mean 'body'\?\nName .*: --column body$"
+    ):
         list(read_texts([parquet(tmp_path, body=["x"], n=[1])], column="bod"))
-    with pytest.raises(InputError, match=r"row 1: column 'n' holds int, not text\nName another: --column body"):
+    with pytest.raises(InputError, match=r"column 'n' holds int64, not text; it has body, n\nName .* --column body$"):
         list(read_texts([tmp_path / "d.parquet"], column="n"))
+    with pytest.raises(InputError, match=r"holds list<element: string>, not text; it has a, n\nNone of these"):
+        list(read_texts([parquet(tmp_path, a=[["x"]], n=[1])], column="a"))
+
+
+def test_damaged_tables_are_named(tmp_path):
+    """pyarrow's message names no file; what is read before it is right."""
+    file = parquet(tmp_path, text=ROWS[:600])
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
+
+    whole = file.read_bytes()
+    start = pq.ParquetFile(file).metadata.row_group(1).column(0).dictionary_page_offset
+    file.write_bytes(whole[:start] + b"\xff" * 400 + whole[start + 400 :])
+    seen = []
+    with pytest.raises(InputError, match=r"d\.parquet: damaged Parquet file, after row \d+: .+\nGet it again"):
+        seen.extend(t.text for t in read_texts([file]))
+    assert seen == ROWS[: len(seen)]
+
+
+def test_every_type_that_holds_text(tmp_path):
+    """What pyarrow itself gives for the column, null and bytes included."""
+    arrow = pytest.importorskip("pyarrow")
+    texts = [None if i % 3 == 0 else row for i, row in enumerate(ROWS[:700])]
+    plain = arrow.array(texts)
+    for kind in (plain, plain.cast("large_string"), plain.cast("binary"), plain.dictionary_encode()):
+        file = parquet(tmp_path, text=kind, n=list(range(700)))
+        assert [t.text for t in read_texts([file])] == [t for t in plain.to_pylist() if t]
+
+
+def test_bytes_in_a_table_that_are_not_utf8(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    for kind in ("string", "binary"):
+        file = parquet(tmp_path, text=arrow.array([b"ok", b"caf\xe9"], "binary").view(kind))
+        with pytest.raises(InputError, match=r"d\.parquet: row 2: not UTF-8 at byte 3 \(0xe9\)"):
+            list(read_texts([file]))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,15 +88,34 @@ def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, texts
         ("a.txt", "ab".encode("utf-16"), "not UTF-8 at byte 0 (0xff)"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl: not UTF-8 at byte 24"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", b'{"texts": "x"}\n', "a.jsonl:1: field 'text' is missing or no text (found keys texts)"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: field 'text' is missing or no text"),
-        ("a.jsonl", b"[1]\n", "a.jsonl:1: field 'text' is missing or no text (found list)"),
+        ("a.jsonl", b'{"texts": "x"}\n', "a.jsonl:1: no field 'text'; it has texts; did you mean 'texts'?"),
+        ("a.jsonl", b'{"n": 1, "body": "x"}\n', "it has body, n\nName the one that holds the text: --column body"),
+        ("a.jsonl", b'{"q": "x", "a": "y"}\n', "it has q, a\nName the one that holds the text: --column NAME"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: field 'text' holds a number, not text; it has text\nNone of these"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', "a.jsonl:2: no field 'text'; it has body\nThe lines before"),
+        ("a.jsonl", b'{"text": [{}]}\n', "a.jsonl:1: field 'text' holds a list, not text"),
+        ("a.jsonl", b"{}\n", "a.jsonl:1: no field 'text'; it has none"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: found list"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "more": ' + b"[" * 99_999 + b"]" * 99_999 + b"}",
+            "a.jsonl:1: its values are nested",
+        ),
+        ("a.jsonl", json.dumps({f"k{i}": i for i in range(300)}).encode(), "k18, k19 and 280 more"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: field 'text' holds half of a surrogate pair"),
         ("a.txt.gz", b"no gzip", "a.txt.gz: damaged gzip"),
         ("a.txt.gz", gzip.compress(b"abc" * 99, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}', mtime=0)[:-9], "a.jsonl.gz: damaged gzip"),
+        ("a.txt.gz", b"", "a.txt.gz: damaged gzip file: it is empty"),
+        ("a.jsonl.zst", b"", "a.jsonl.zst: damaged zstd file: it is empty"),
+        ("a.txt", gzip.compress(b"x"), "packed by gzip\nUnpack it, or name it a.txt.gz."),
+        ("a.jsonl", zstandard.ZstdCompressor().compress(b"x"), "packed by zstd\nUnpack it, or name it a.jsonl.zst."),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"x")), "packed by gzip\nUnpack it once more."),
         ("a.txt", b" \n", "no text in"),
+        ("a.jsonl", b'{"text": null}\n{"text": " "}\n', "a.jsonl: found 2 texts of white space or null"),
         ("a.pdf", b"%PDF", "cannot read '.pdf' as text"),
+        ("a.tar.gz", b"", "cannot read '.tar.gz' as text"),
+        ("a", b"x", "cannot read a file without an ending as text"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -103,6 +124,37 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
         list(read_texts([tmp_path / name]))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 3
+
+
+def test_rows_of_null_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [None, "A", "", " \n", "B\r\nB", None]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    assert [(t.text, t.name[-1]) for t in read_texts([tmp_path])] == [("A", "2"), ("B\nB", "5")]
+    assert f"left out 4 texts of white space or null; the first is {tmp_path}/a.jsonl:1\n" in capsys.readouterr().err
+
+
+def test_joined_files_and_long_numbers(tmp_path: Path) -> None:
+    """`cat` puts the second file's byte order mark within; JSON has no longest number, Python's own has."""
+    part = b'\xef\xbb\xbf{"text": "A", "n": ' + b"9" * 5000 + b"}\n"
+    (tmp_path / "a.jsonl").write_bytes(part + part)
+    assert [t.text for t in read_texts([tmp_path])] == ["A", "A"]
+
+
+def test_links_back_are_not_followed(tmp_path: Path) -> None:
+    for folder, other in (("a", "b"), ("b", "a")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "link").symlink_to(f"../{other}")
+        (tmp_path / folder / "up").symlink_to("..")
+        (tmp_path / folder / "here").symlink_to(".")
+    (tmp_path / "a" / "x.txt").write_text("A")
+    names = [t.name.removeprefix(f"{tmp_path}/") for t in read_texts([tmp_path])]
+    assert names == ["a/x.txt", "b/link/x.txt"]
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        read_texts([tmp_path / "a.txt"])
 
 
 def test_bad_inputs_are_refused_before_reading(tmp_path: Path) -> None:
