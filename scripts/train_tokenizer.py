@@ -17,8 +17,8 @@ from luthier.scripts.cli import parse, run
 class Command:
     """Learn from text which bytes belong together, so that a model reads words and parts of words.
 
-    Goes in: a corpus (its training documents), text files (.txt, .md), JSON lines with a field "text", .gz of these, or
-    folders of them; with --extend, a tokenizer to go on from.
+    Goes in: a corpus (its training documents), text files (.txt, .md), JSON lines with a field "text" (--column:
+    another), .gz and .zst of these, Parquet tables, or folders of them; with --extend, a tokenizer to go on from.
 
     Comes out: a folder with tokenizer.json and tokenizer_config.json, which `transformers` and `tokenizers` open with
     the same ids (with --model unigram: tokenizer.model, which `sentencepiece` opens), training.json (what it was

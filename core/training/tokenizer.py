@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import counted, progress, say
-from luthier.core.data.texts import find_texts, hash_texts, read_texts
+from luthier.core.data.texts import COLUMN, PACKED, find_texts, hash_texts, read_texts, without_default
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class TokenizerConfig:
     """New ids at most, where a tokenizer is extended; vocab_size, pattern and special_tokens are then the old one's."""
     general: Literal["none", "python"] = "none"
     """General text beside the inputs: `python` is the documentation inside Python's own standard library."""
+    column: str = COLUMN
+    """Field of JSON lines, or column of a Parquet table, that holds the text."""
     pattern: str = "llama3"
     """How text is cut before merging: gpt2, cl100k, o200k, llama3, qwen2, smollm, or a regular expression of your own.
     llama3 is GPT-4's pattern as Llama 3 published it: numerals in threes, a word with its leading space."""
@@ -131,7 +133,7 @@ def train_tokenizer(
     config, out = config or TokenizerConfig(), Path(out)
     inputs = [Path(path) for path in inputs]
     hashes, documents = hash_texts(inputs, general=config.general)
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IN_RESULT}
+    settings = without_default({name: v for name, v in asdict(config).items() if name not in NOT_IN_RESULT})
     known: dict[str, Path | str | None] = {**hashes, "extend": None if extend is None else Path(extend)}
     work = Artifact(out, "train-tokenizer", settings, known, documents=documents, overwrite=overwrite)
     if work.done:
@@ -182,7 +184,8 @@ class _Texts:
         self._inputs, self._config = inputs, config
 
     def read(self, advance: Callable[..., None]) -> Iterator[str]:
-        for text in read_texts(self._inputs, general=self._config.general, part_size=self._size):
+        general, column = self._config.general, self._config.column
+        for text in read_texts(self._inputs, general=general, part_size=self._size, column=column):
             size = len(text.text.encode("utf-8"))
             advance(size)
             if text.split == "train":
@@ -194,7 +197,7 @@ class _Texts:
         """Bytes to read, None where that is not known before."""
         files = [path for given in self._inputs for path in find_texts(given)]
         files = [path / "documents.jsonl" if path.is_dir() else path for path in files]
-        packed = self._config.general != "none" or any(file.suffix == ".gz" for file in files)
+        packed = self._config.general != "none" or any(f.suffix.lower() in (*PACKED, ".parquet") for f in files)
         return None if packed else sum(file.stat().st_size for file in files)
 
 

@@ -1,9 +1,12 @@
 """The stage: what it reads, what it writes, that it does nothing twice; its verb and its view."""
 
+import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import zstandard
 
 from luthier.core.artifacts import read_manifest
 from luthier.core.data.conversations import CHATML_TEMPLATE
@@ -119,6 +122,41 @@ def test_threads_and_memory_are_no_other_work(text_file, tmp_path, capsys):
     short = TokenizerConfig(vocab_size=320, max_token_length=3)
     train_tokenizer([text_file], out, short, overwrite=True)
     assert max(len(t) for t in load_tokenizer(out).tokens[4:]) == 3
+
+
+def test_a_field_or_column_of_another_name(tmp_path, capsys):
+    """The merges of the texts themselves, whatever file they stand in; the name is part of the work unless it is the
+    default, without which work done before there was a name is the same."""
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
+
+    rows = [f"{TEXT} {i}" for i in range(20)]
+    lines = "".join(json.dumps({"n": i, "body": row}) + "\n" for i, row in enumerate(rows)).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
+    pq.write_table(arrow.table({"n": list(range(20)), "body": rows}), tmp_path / "a.parquet", row_group_size=7)
+    merges = train_bpe(rows, 320).merges.tolist()
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
+        with pytest.raises(InputError, match=rf"{name}.*: no (field|column) 'text'; it has .*\n.* --column body$"):
+            train_tokenizer([tmp_path / name], tmp_path / "refused", SMALL)
+        out = tmp_path / f"tokenizer-{name}"
+        assert main([str(tmp_path / name), "--vocab-size", "320", "--column", "body", "--out", str(out)]) == 0
+        assert load_tokenizer(out).merges.tolist() == merges, name
+        assert read_manifest(out)["settings"]["column"] == "body"
+    capsys.readouterr()
+    train_tokenizer([tmp_path / "a.jsonl"], tmp_path / "tokenizer-a.jsonl", replace(SMALL, column="body"))
+    assert "is up to date" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="different work: column was body"):
+        train_tokenizer([tmp_path / "a.jsonl"], tmp_path / "tokenizer-a.jsonl", SMALL)
+
+
+def test_the_default_column_is_not_part_of_the_work(text_file, tmp_path):
+    train_tokenizer([text_file], tmp_path / "tokenizer", SMALL)
+    assert set(read_manifest(tmp_path / "tokenizer")["settings"]) == {  # as stored before there was a column
+        "model", "vocab_size", "add", "general", "pattern", "min_frequency", "max_token_length", "character_coverage",
+        "max_piece_length", "special_tokens",
+    }  # fmt: skip
 
 
 def test_what_was_cut_is_told(tmp_path):
