@@ -109,13 +109,12 @@ def rope_reference(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The reference in three passes over memory."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # contiguous whatever x is
-    torch.mul(x, torch.cat((cos, cos), dim=-1), out=out)
-    out[..., :half].addcmul_(b, sin, value=-1)
-    out[..., half:].addcmul_(a, sin)
+    """The reference in three passes over memory; contiguous whatever x is."""
+    a, b = x.chunk(2, dim=-1)
+    out = x.contiguous() * torch.cat((cos, cos), dim=-1)
+    left, right = out.chunk(2, dim=-1)
+    left.addcmul_(b, sin, value=-1)
+    right.addcmul_(a, sin)
     return out
 
 

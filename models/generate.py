@@ -189,7 +189,7 @@ def _steps(
         hidden_BC = model.hidden(ids_BT, cache=cache)[:, -1]
         logits_BV = F.linear(hidden_BC, model.head_weight[:vocab_size]).float()
         ids_B = choose(logits_BV, uniform_BM[:, step].to(device))
-        logprobs_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+        logprobs_B = -F.cross_entropy(logits_BV, ids_B, reduction="none")
         keep = yield ids_B, logprobs_B
         if keep is not None:
             cache.keep(keep)
