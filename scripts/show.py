@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from luthier.core.data.texts import COLUMN
 from luthier.core.errors import InputError
 from luthier.core.show.show import show
 from luthier.scripts.cli import parse, run
@@ -40,6 +41,8 @@ class Command:
     """A word: how a tokenizer's merges put it together, in order and as a tree."""
     report: Path | None = None
     """A corpus, text file or folder of texts: how a tokenizer fits it, by language and document, and its idle ids."""
+    column: str = COLUMN
+    """With --report: field of JSON lines, or column of a Parquet table, that holds the text."""
     near: tuple[str, ...] = ()
     """Words whose nearest neighbours in the vectors are wanted."""
     analogy: tuple[str, ...] = ()
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near=command.near,
         analogy=command.analogy,
         page=command.page,
+        column=command.column,
     )
     return 0
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from luthier.core.artifacts import read_json, read_jsonl, read_manifest
 from luthier.core.console import counted
-from luthier.core.errors import InputError
+from luthier.core.data.texts import COLUMN
+from luthier.core.errors import InputError, did_you_mean
 from luthier.core.show.kernels import PREFIX, show_kernel
 
 __all__ = ["show"]
@@ -33,7 +34,7 @@ VIEWED = (
 @dataclass(frozen=True)
 class Wish:
     """What else a view is to show: a text to try the artefact on, a word whose merges are wanted, a corpus to report
-    on, words whose neighbours and analogies are wanted, a file for a page."""
+    on and the column of its text, words whose neighbours and analogies are wanted, a file for a page."""
 
     text: str | None = None
     word: str | None = None
@@ -41,6 +42,7 @@ class Wish:
     near: Sequence[str] = ()
     analogy: Sequence[str] = ()
     page: Path | None = None
+    column: str = COLUMN
 
 
 def show(
@@ -54,16 +56,18 @@ def show(
     step: int = 0,
     others: Sequence[Path] = (),
     page: Path | None = None,
+    column: str = COLUMN,
 ) -> None:
     """Print the human view of `path` to stdout.
 
-    `text` is tried on a tokenizer, a model or an index; `word` and `report` (a corpus) on a tokenizer, also that of a
-    model; `near` and `analogy` (three words: what is nearest to a - b + c?) on vectors; `step` of a training
-    run shows the file and page of all that is in its batch, `others` are runs whose curves are drawn beside this one's.
+    `text` is tried on a tokenizer, a model or an index; `word` and `report` (a corpus; `column` as in
+    core/data/texts.py) on a tokenizer, also that of a model; `near` and `analogy` (three words: what is nearest to
+    a - b + c?) on vectors; `step` of a training run shows the file and page of all that is in its batch, `others` are
+    runs whose curves are drawn beside this one's.
     Raises InputError if `path` does not exist or is nothing that luthier knows; `kernel:attention` and the like are
     kernels.
     """
-    path, wish = Path(path), Wish(text, word, report, near, analogy, page)
+    path, wish = Path(path), Wish(text, word, report, near, analogy, page, column)
     if step:
         from luthier.core.show.step import show_step
 
@@ -85,7 +89,14 @@ def show(
     elif str(path).startswith(PREFIX):
         show_kernel(str(path))
     else:
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder{_meant(path)}")
+
+
+def _meant(path: Path) -> str:
+    """What else a path to nothing may mean: a neighbour of a like name, or a model on the hub."""
+    near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    owned = not path.is_absolute() and len(path.parts) == 2 and ".." not in path.parts
+    return near or (f"\nA model on the hub is downloaded and shown by: luthier show hub:{path}" if owned else "")
 
 
 # ---------------------------------------------------------------- folders
@@ -145,7 +156,7 @@ def _corpus(path: Path, _: Wish) -> None:
 def _tokenizer(path: Path, wish: Wish) -> None:
     from luthier.core.show.tokenizer import show_tokenizer
 
-    show_tokenizer(path, wish.text, word=wish.word, report=wish.report)
+    show_tokenizer(path, wish.text, word=wish.word, report=wish.report, column=wish.column)
 
 
 def _shards(path: Path, _: Wish) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.data.texts import COLUMN
 from luthier.core.show.shards import coloured, visible
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ def show_tokenizer(
     *,
     word: str | None = None,
     report: Path | None = None,
+    column: str = COLUMN,
 ) -> None:
     """Print the human view of a tokenizer's or model's folder, or of a tokenizer's file, to stdout: what it is and a
-    text in tokens. With `word` instead how its merges put the word together, with `report` how it fits a corpus.
+    text in tokens. With `word` instead how its merges put the word together, with `report` how it fits a corpus
+    (`column`: see core/data/texts.py).
 
     Raises TokenizerFileError if there is no tokenizer, InputError if it has no merges or the corpus no text.
     """
@@ -45,7 +48,7 @@ def show_tokenizer(
     if report is not None:
         from luthier.core.show.tokenizer_report import show_report
 
-        show_report(console, tokenizer, Path(report))
+        show_report(console, tokenizer, Path(report), column)
     if text is not None or (word is None and report is None):
         _facts(console, Path(path), tokenizer)
         _longest(console, tokenizer)

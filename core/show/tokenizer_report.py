@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from luthier.core.console import progress
 from luthier.core.data.clean import language_of
-from luthier.core.data.texts import read_texts
+from luthier.core.data.texts import COLUMN, read_texts
 from luthier.core.show.shards import visible
 
 if TYPE_CHECKING:
@@ -138,13 +138,13 @@ def _by_language(tokenizer: Any, sections: Sequence[str]) -> list[Cost]:
 # ---------------------------------------------------------------- for human eyes
 
 
-def show_report(console: Console, tokenizer: Any, corpus: Path) -> None:
+def show_report(console: Console, tokenizer: Any, corpus: Path, column: str = COLUMN) -> None:
     """Print the report of a tokenizer on a corpus, text files or a folder of them (see core/data/texts.py).
 
     Raises InputError if there is no text.
     """
     with progress("encoding", None, "characters") as advance:
-        report = measure(tokenizer, _told(corpus, advance))
+        report = measure(tokenizer, _told(corpus, column, advance))
     whole = report.whole
     _say(console, f"\n{corpus}: {_number(whole.texts, 'document')}, {whole.bytes / 1e6:,.2f} MB", "bold")
     line = f"{whole.tokens:,} tokens, {whole.bytes_per_token:.2f} bytes a token, {whole.fertility:.2f} tokens a word"
@@ -155,8 +155,8 @@ def show_report(console: Console, tokenizer: Any, corpus: Path) -> None:
     _capped(console, report)
 
 
-def _told(corpus: Path, advance: Any) -> Iterator[tuple[str, str]]:
-    for text in read_texts([corpus]):
+def _told(corpus: Path, column: str, advance: Any) -> Iterator[tuple[str, str]]:
+    for text in read_texts([corpus], column=column):
         yield text.name, text.text
         advance(len(text.text), note=text.name)
 

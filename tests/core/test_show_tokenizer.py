@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -164,6 +165,12 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert part in out
     assert "longest tokens that occur:" in out and "␣soundboard" in out
     assert "no piece is longer than 1,024 bytes" in out
+    (tmp_path / "a.jsonl").write_text(json.dumps({"n": 1, "body": ENGLISH}) + "\n")
+    arguments = ["show", str(folder), "--report", str(tmp_path / "a.jsonl")]
+    assert main([*arguments, "--column", "body"]) == 0
+    assert "1 document, 0.00 MB" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.endswith("Name the one that holds the text: --column body\n")
     assert main(["show", str(folder), "--report", str(tmp_path / "nothing")]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 

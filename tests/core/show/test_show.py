@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,28 @@ def test_what_is_nothing_of_ours(tmp_path: Path, name: str, content: bytes, mess
     assert len(str(error.value).splitlines()) <= 3
 
 
+def test_a_name_of_the_hub_and_a_slip_of_the_pen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is named, not asked: every try to reach it fails the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (tmp_path / "build" / "tokenizer").mkdir(parents=True)
+    hub = "\nA model on the hub is downloaded and shown by: luthier show hub:"
+    for path, end in {
+        "owner/name": f"{hub}owner/name",
+        "build/tokeniser": "; did you mean 'tokenizer'?",
+        "biuld": "; did you mean 'build'?",
+        "owner": "",
+        "a/b/c": "",
+        "/owner/name": "",
+        "../owner": "",
+    }.items():
+        with pytest.raises(InputError) as error:
+            show(Path(path))
+        assert str(error.value) == f"{path}: no such file or folder{end}"
+
+
 def test_missing_broken_and_newer_things(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file or folder"):
+    with pytest.raises(InputError, match=r"no such file or folder$"):
         show(tmp_path / "nowhere")
     (tmp_path / "x.jsonl").write_text("{\n")
     with pytest.raises(InputError, match=r"x\.jsonl:1: not valid JSON"):
