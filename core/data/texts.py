@@ -311,7 +311,7 @@ def _table(path: Path, column: str) -> Iterator[Text]:
             f'{path}: Parquet is read by pyarrow, which is not installed: pip install "luthier[parquet]"'
         ) from error
     try:
-        table = parquet.ParquetFile(path)
+        table = parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has sums
     except Exception as error:  # pyarrow raises its own classes, which only it knows
         raise InputError(
             f"{path}: not a Parquet file: {str(error).splitlines()[0]}\nGet it again, or name it as what it is."

@@ -104,6 +104,24 @@ def test_damaged_tables_are_named(tmp_path):
     assert seen == ROWS[: len(seen)]
 
 
+def test_a_tables_checksums_are_looked_at(tmp_path):
+    """One letter changed is still text; only the sum that the writer left tells."""
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
+
+    file = tmp_path / "d.parquet"
+    for sums in (False, True):
+        table = arrow.table({"text": ROWS[:50]})
+        pq.write_table(table, file, compression="none", use_dictionary=False, write_page_checksum=sums)
+        assert [t.text for t in read_texts([file])] == ROWS[:50]
+        file.write_bytes(file.read_bytes().replace(b"Row 7: the", b"Row 7: thE"))
+        if not sums:
+            assert [t.text for t in read_texts([file])][7].startswith("Row 7: thE")
+            continue
+        with pytest.raises(InputError, match=r"d\.parquet: damaged Parquet file.*CRC"):
+            list(read_texts([file]))
+
+
 def test_every_type_that_holds_text(tmp_path):
     """What pyarrow itself gives for the column, null and bytes included."""
     arrow = pytest.importorskip("pyarrow")
