@@ -2,9 +2,12 @@
 
     parameters     from the shape (models/config.py)
     steps          from steps, tokens or epochs
-    work           6 FLOP a parameter and token, and attention's share (models/config.py); the time is that work at half
-                   of what a product of two matrices reaches on this machine, measured now
-    memory         weights, gradients, running means, and what the forward pass keeps
+    work           6 FLOP a parameter and token, and attention's share (models/config.py), what recomputing makes again,
+                   Muon's iteration, and measuring on held-out text. The time is that work at half of what a product of
+                   two matrices reaches on this machine, measured now. Small steps wait for more than products, and on
+                   a card nobody has compared: there it is the least
+    memory         weights, gradients, running means, what the forward pass keeps, a checkpoint's copy, the libraries.
+                   The numbers in it are measured (docs/training.md)
 
 `luthier pretrain --plan` says only this. What a tuning run says beside it is in finetune.py.
 """
@@ -15,6 +18,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["pieces_said", "quiet_unless", "say_held_out", "say_machine", "say_plan", "say_work", "training_memory"]
 
-USUAL = 0.5  # of a matrix product's speed: what training reached in docs/benchmarks
+USUAL = 0.5  # of a matrix product's speed: training reached 0.67 and more in docs/benchmarks, …
+NARROW, FEW = 192, 1024  # … but not with narrower models, or fewer tokens at once
+LIBRARIES = 550 << 20  # PyTorch, Numba and the loops that it compiled
+NF4 = 0.52  # bytes of a weight in four bits, with its scale
 SHOWN = 96  # tokens of the first batch
 
 
@@ -103,15 +110,41 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     from luthier.core.training.runs import threads_said
 
     device, tokens = device_of(run["model"]), run["steps"] * first.ids_BT.numel()
-    work, speed = run["flops"] * tokens, matmul_speed(device, config.precision)
+    work, speed = _work(run, config, shape, first), matmul_speed(device, config.precision)
+    seconds, card = work / speed / USUAL, device.type == "cuda"
+    small = card or shape.hidden_size < NARROW or _tokens_at_once(config, first) < FEW
+    many, much = f"{tokens:,} tokens", f"{work / 1e12:,.{1 if work > 1e11 else 4}f} TFLOP"
     say(
-        f"  work         {tokens:,} tokens, {work / 1e12:,.1f} TFLOP, {threads_said()}; about "
-        f"{duration(work / speed / USUAL)} at {USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
+        f"  work         {many}, {much}, {threads_said()}; {'at least' if small else 'about'} {duration(seconds)} at "
+        f"{USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
     )
     # The weights are among what is needed, and no longer among what is free
     held = sum(t.nbytes for t in (*run["model"].parameters(), *run["model"].buffers()) if not t.is_meta)
-    need, free = training_memory(shape, config, first, trained, frozen), memory_free(device) + held
-    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free)}")
+    saves = not card and (seconds > config.save_every or config.keep != "last" or config.on_spike == "rollback")
+    need, free = training_memory(shape, config, first, trained, frozen, saves), memory_free(device) + held
+    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free, saves)}")
+
+
+def _work(run: dict[str, Any], config: Any, shape: Any, first: Batch) -> float:
+    """FLOP of a whole run."""
+    from luthier.models.config import flops_per_token
+
+    steps, every = run["steps"], run["evaluate_every"]
+    forward = flops_per_token(shape, first.ids_BT.shape[1])
+    once = (run["flops"] + forward * config.recompute) * first.ids_BT.numel() + _muon_work(run["optimizers"])
+    times = steps // every + 1 + (steps % every > 0)  # at its multiples, zero included, and at the end
+    return steps * once + times * forward * sum(batch.ids_BT.numel() for batch in run["validation"])
+
+
+def _muon_work(optimizers: Any) -> float:
+    """FLOP of Muon's five turns of three products (kernels/muon.py): as many for one token as for thousands."""
+    from luthier.core.training.optimizers import Muon
+
+    groups = [
+        group["params"] for optimizer in optimizers if isinstance(optimizer, Muon) for group in optimizer.param_groups
+    ]
+    sides = [sorted(p.shape) for params in groups for p in params]
+    return sum(5 * (4.0 * short**2 * long + 2.0 * short**3) for short, long in sides)
 
 
 def say_machine(model: Any, config: Any) -> None:
@@ -121,39 +154,91 @@ def say_machine(model: Any, config: Any) -> None:
     say(f"  precision    {config.precision}; kernels {kernels_said(device_of(model))}")
 
 
-def training_memory(shape: Any, config: Any, batch: Batch, trained: int, frozen: int = 0) -> int:
+def _tokens_at_once(config: Any, batch: Batch) -> int:
+    rows, width = batch.ids_BT.shape
+    return min(config.micro_batch or rows, rows) * width
+
+
+def training_memory(shape: Any, config: Any, batch: Batch, trained: int, frozen: int = 0, saves: bool = False) -> int:
     """Bytes that a run needs, roughly: `trained` weights with what training keeps of them, `frozen` bytes of others,
-    the model's own estimate of a forward pass, less what recomputing saves, and the libraries."""
-    from luthier.models.config import training_bytes
+    what a forward pass keeps, and the libraries; and if it `saves` on the way, the copy that is written then."""
+    from luthier.models.config import parameter_count, training_bytes
 
-    rows = min(config.micro_batch or len(batch.ids_BT), len(batch.ids_BT))
-    tokens = rows * batch.ids_BT.shape[1]
+    tokens, layers = _tokens_at_once(config, batch), shape.num_hidden_layers
     kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
-    if config.recompute:  # one layer at a time, and the input of each
-        kept = kept // shape.num_hidden_layers + 4 * tokens * shape.num_hidden_layers * shape.hidden_size
-    # A weight, its gradient and two means in float32 whatever the weight is: AdamW's, and the most, for Muon keeps one
-    weight = (4 if config.precision == "bf16-pure" else 8) + (2 if config.optimizer == "adamw-8bit" else 8)
-    if config.precision != "fp32":
-        kept //= 2
-    return weight * trained + frozen + kept + (300 << 20)
+    if config.precision != "fp32":  # norms and sums stay in float32
+        kept = kept * 3 // 4
+    if config.recompute:  # the input of each layer, and one layer with its gradients beside it
+        kept = min(kept, 2 * (kept // layers + 4 * tokens * layers * shape.hidden_size))
+    ends = 0 if _adapters_alone(config) else parameter_count(shape) - parameter_count(shape, embedding=False)
+    inner = max(0, trained - ends)
+    # Two means in float32 whatever the weight is: AdamW's; Muon keeps one and works with as much. Of 8 bits they are in
+    # the layers only
+    weight, means = 2 if config.precision == "bf16-pure" else 4, 8 * trained
+    means -= 6 * inner * (config.optimizer == "adamw-8bit")
+    copied = weight * trained + means - 4 * inner * (config.optimizer == "muon")
+    return 2 * weight * trained + means + copied * saves + frozen + kept + LIBRARIES
 
 
-def _fits(shape: Any, config: Any, batch: Batch, trained: int, frozen: int, free: int) -> str:
-    """Whether a run fits; if it does not, the first change that makes it fit, from what costs the least time."""
-    if not free or training_memory(shape, config, batch, trained, frozen) <= free:
+def _adapters_alone(config: Any) -> bool:
+    return bool(getattr(config, "lora_rank", 0)) and not config.train_embedding
+
+
+def _fits(shape: Any, config: Any, batch: Batch, trained: int, frozen: int, free: int, saves: bool = False) -> str:
+    """Whether a run fits; if it does not, the first change that makes it fit: of those with the same result the one
+    that costs the least time, then those of another result."""
+    if not free or training_memory(shape, config, batch, trained, frozen, saves) <= free:
         return f" of the {free / 1e9:.1f} GB that are free" if free else ""
     pieces = [rows for rows in (1 << i for i in range(20, -1, -1)) if rows < (config.micro_batch or len(batch.ids_BT))]
-    ways = [
-        (rows, again) for again in dict.fromkeys((config.recompute, True)) for rows in (config.micro_batch, *pieces)
-    ]
-    for rows, again in ways:
-        changed = replace(config, micro_batch=rows, recompute=again)
-        less = training_memory(shape, changed, batch, trained, frozen)
+    same = list(product(dict.fromkeys((config.recompute, True)), (config.micro_batch, *pieces)))
+    for (change, count, others), (again, rows) in product(_changes(shape, config, trained, frozen), same):
+        change = {"micro_batch": rows, "recompute": again, **change}
+        less = training_memory(shape, replace(config, **change), batch, count, others, saves)
         if less <= free:
-            flags = [f"--micro-batch {rows}"] * (rows != config.micro_batch)
-            flags += ["--recompute"] * (again != config.recompute)
+            changed = {name: value for name, value in change.items() if value != getattr(config, name)}
+            flags = (
+                f"--{name.replace('_', '-')}" + f" {value}" * (value is not True) for name, value in changed.items()
+            )
             return f", but only {free / 1e9:.1f} GB are free: {' '.join(flags)} needs about {less / 1e9:.1f} GB"
-    return f", but only {free / 1e9:.1f} GB are free, and smaller pieces do not fit either: take a smaller model"
+    return f", but only {free / 1e9:.1f} GB are free, and no other setting fits either: take a smaller model"
+
+
+def _changes(shape: Any, config: Any, trained: int, frozen: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Settings of another result with less memory, from rounding over what the optimizer keeps to what is trained: what
+    to change, how many weights are trained then, and the bytes of the others."""
+    whole = config.parallel != "fsdp"  # which takes neither NF4 nor states of one byte
+    half = {"precision": "bf16"} if config.precision == "fp32" else {}
+    byte = {"optimizer": "adamw-8bit"} if whole and config.precision != "bf16-pure" else {}
+    for change in ({}, half, byte, {**half, **byte}):
+        yield change, trained, frozen
+    quantized = getattr(config, "quantize", "none") != "none"
+    if not quantized:
+        yield {"precision": "bf16-pure", "optimizer": "adamw"}, trained, frozen // 2
+    if not hasattr(config, "lora_rank"):
+        return
+    rank = config.lora_rank or 8
+    adapters = trained if config.lora_rank else _adapter_weights(shape, rank)
+    if not config.lora_rank:
+        for change in ({}, half):
+            yield {"lora_rank": rank, **change}, adapters, 4 * trained
+    if whole and not quantized:
+        for change in ({}, half):
+            yield {"lora_rank": rank, "quantize": "nf4", **change}, adapters, _quantized_bytes(shape)
+
+
+def _adapter_weights(shape: Any, rank: int) -> int:
+    """Weights of adapters on all products of the layers (models/lora.py): A and B of each."""
+    C, F = shape.hidden_size, shape.intermediate_size
+    q, kv = shape.num_attention_heads * shape.head_size, shape.num_key_value_heads * shape.head_size
+    return rank * shape.num_hidden_layers * (2 * (C + q) + 2 * (C + kv) + (2 + shape.gated) * (C + F))
+
+
+def _quantized_bytes(shape: Any) -> int:
+    """Bytes of a model whose layers' products lie in four bits."""
+    from luthier.models.config import parameter_count
+
+    inner = parameter_count(shape, embedding=False)
+    return int(NF4 * inner) + 4 * (parameter_count(shape) - inner)
 
 
 def _kind(windows: Any) -> str:

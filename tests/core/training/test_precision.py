@@ -18,7 +18,6 @@ from luthier.core.training.curves import Curves
 from luthier.core.training.execution import FIRST_SCALE, has_compiler, kernels_said, rescale
 from luthier.core.training.loop import fit
 from luthier.core.training.optimizers import AdamW
-from luthier.core.training.plan import training_memory
 from luthier.core.training.pretrain import Given, PretrainConfig, prepare, pretrain
 from luthier.models.checkpoints import load_model
 from luthier.scripts import cli
@@ -116,46 +115,12 @@ def test_a_plan_makes_nothing_and_says_everything(shards, tmp_path, capsys):
     assert not told.out and not list(tmp_path.iterdir())
 
 
-def test_a_plan_that_does_not_fit_says_which_setting_to_lower(shards, monkeypatch, capsys):
-    """The largest pieces that fit; recomputing where no piece does; another model where nothing does."""
-    from luthier.core.training import execution
-
-    prepared = prepare(CONFIG, Given((shards,)))
-    shape, first = prepared.shape, prepared.arguments["batch_at"](0)
-    weights = sum(p.numel() for p in prepared.model.parameters())
-    need = {n: training_memory(shape, replace(CONFIG, micro_batch=n), first, weights) for n in (1, 2, 4)}
-    monkeypatch.setattr(execution, "memory_free", lambda device: need[4] - 1)
-    pretrain(shards, shards.parent / "m", CONFIG, plan=True)
-    assert "are free: --micro-batch 2 needs about" in capsys.readouterr().err
-    monkeypatch.setattr(execution, "memory_free", lambda device: need[1] - 1)
-    pretrain(shards, shards.parent / "m", CONFIG, plan=True)
-    assert "--recompute needs about" in capsys.readouterr().err
-    monkeypatch.setattr(execution, "memory_free", lambda device: 1 << 20)
-    pretrain(shards, shards.parent / "m", CONFIG, plan=True)
-    assert "only 0.0 GB are free, and smaller pieces do not fit either" in capsys.readouterr().err
-
-
 def test_a_plan_makes_no_weights(shards, capsys):
     """Of a model that no machine could hold, and with µP."""
     huge = replace(CONFIG, intermediate_size=1 << 30)
     for config in (huge, replace(huge, mup_base_width=16)):
         pretrain(shards, shards.parent / "m", config, plan=True)
         assert "206,158,438,560 parameters" in capsys.readouterr().err  # 2 layers of 3 products of 32 × 2³⁰
-
-
-def test_memory_that_a_run_may_take(shards, tmp_path, monkeypatch, capsys):
-    """What Linux can give is free, files that it keeps included; the weights that are there already are not missing."""
-    from luthier.core.training import execution
-
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemFree:  1000 kB\nMemAvailable:  5000 kB\n")
-    monkeypatch.setattr(execution, "MEMORY", tmp_path / "meminfo")
-    assert execution.memory_free(torch.device("cpu")) == 5000 * 1024
-    prepared = prepare(CONFIG, Given((shards,)))
-    weights = sum(p.numel() for p in prepared.model.parameters())
-    need = training_memory(prepared.shape, CONFIG, prepared.arguments["batch_at"](0), weights)
-    monkeypatch.setattr(execution, "memory_free", lambda device: need - 4 * weights)
-    pretrain(shards, tmp_path / "m", replace(CONFIG, steps=1))
-    assert "that are free" in (told := capsys.readouterr().err) and "but only" not in told
 
 
 def test_folders_are_mixed_by_weight(shards, tmp_path):
