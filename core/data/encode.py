@@ -33,7 +33,7 @@ from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import Split
 from luthier.core.data.shards import FACTS, MAX_TOKENS, SOURCES, ShardWriter, write_facts
-from luthier.core.data.texts import COLUMN, General, Text, find_texts, hash_texts, read_texts
+from luthier.core.data.texts import COLUMN, General, Text, apart, find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def encode(
     other work in `out` (unless `overwrite`).
     """
     config, out = config or EncodeConfig(), Path(out)
-    inputs = [Path(path) for path in inputs]
+    inputs = apart(inputs, out)
     _one_corpus(inputs)
     hashes, documents = hash_texts(inputs, general=config.general)
     hashes["tokenizer"] = tokenizer_hash(tokenizer)

@@ -33,7 +33,7 @@ from luthier.core.console import counted, say
 from luthier.core.data.corpus import Split, read_corpus, trained_part
 from luthier.core.errors import InputError, did_you_mean
 
-__all__ = ["COLUMN", "PACKED", "General", "Text", "find_texts", "hash_texts", "read_texts", "without_default"]
+__all__ = ["COLUMN", "PACKED", "General", "Text", "apart", "find_texts", "hash_texts", "read_texts", "without_default"]
 
 General = Literal["none", "python"]
 COLUMN = "text"
@@ -110,6 +110,15 @@ def _read(
         raise InputError(f"no text in {where}{found}\nGive a corpus, text files, JSON lines or a table that hold text.")
     if left_out:
         say(f"left out {counted(left_out, 'text')} of white space or null; the first is {first}")
+
+
+def apart(inputs: Sequence[Path], out: Path) -> list[Path]:
+    """`inputs` as paths. Raises InputError for one that is `out` or lies in it, where it would be replaced."""
+    paths = [Path(path) for path in inputs]
+    for path in paths:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{path} is to be read, and --out {out} would replace it\nGive another --out.")
+    return paths
 
 
 def without_default(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import counted, progress, say
-from luthier.core.data.texts import COLUMN, PACKED, find_texts, hash_texts, read_texts, without_default
+from luthier.core.data.texts import COLUMN, PACKED, apart, find_texts, hash_texts, read_texts, without_default
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def train_tokenizer(
     InputError for inputs without text, ArtifactError for other work in `out` (unless `overwrite`), TokenizerFileError.
     """
     config, out = config or TokenizerConfig(), Path(out)
-    inputs = [Path(path) for path in inputs]
+    inputs = apart(inputs, out)
     hashes, documents = hash_texts(inputs, general=config.general)
     settings = without_default({name: v for name, v in asdict(config).items() if name not in NOT_IN_RESULT})
     known: dict[str, Path | str | None] = {**hashes, "extend": None if extend is None else Path(extend)}

@@ -29,7 +29,7 @@ from luthier.core.compiling import announce_compiling
 from luthier.core.console import say
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
-from luthier.core.data.texts import hash_texts
+from luthier.core.data.texts import apart, hash_texts
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.rows import prepare_rows, remove_rows, words
 from luthier.core.training.vectors_config import VectorsConfig
@@ -87,7 +87,7 @@ def train_vectors(
     ArtifactError for other work in `out` (unless `overwrite`), TrainingError if GloVe leaves the range of numbers.
     """
     config, out = config or VectorsConfig(), Path(out)
-    inputs = [Path(path) for path in inputs]
+    inputs = apart(inputs, out)
     if not inputs:
         raise InputError("no input given\nName shards, or texts: luthier train-vectors INPUT… --out vectors/")
     shards = [path for path in inputs if _is_shards(path)]

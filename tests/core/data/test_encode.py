@@ -241,6 +241,19 @@ def test_bad_inputs(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_the_texts_are_never_replaced(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("All there is.")
+    (tmp_path / "link").symlink_to("mine")
+    for text in (tmp_path / "mine", tmp_path / "mine" / "a.txt", tmp_path / "link" / "a.txt"):
+        for out in (tmp_path / "mine", tmp_path / "link", tmp_path):
+            with pytest.raises(InputError, match=r"is to be read, and --out .* would replace it\nGive another"):
+                encode([corpus, text], tokenizer, out, overwrite=True)
+    assert (tmp_path / "mine" / "a.txt").read_text() == "All there is."
+    encode([tmp_path / "mine"], tokenizer, tmp_path / "mine" / "shards", overwrite=True)  # beside it is well
+    encode([tmp_path / "mine"], tokenizer, tmp_path / "mine 2", overwrite=True)
+
+
 @pytest.mark.parametrize("setting", [{"validation_fraction": 1.5}, {"max_shard_tokens": 0}, {"num_threads": -1}])
 def test_bad_settings(setting: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):

@@ -151,6 +151,12 @@ def test_a_field_or_column_of_another_name(tmp_path, capsys):
         train_tokenizer([tmp_path / "a.jsonl"], tmp_path / "tokenizer-a.jsonl", SMALL)
 
 
+def test_the_texts_are_never_replaced(text_file, tmp_path):
+    with pytest.raises(InputError, match=r"is to be read, and --out .* would replace it"):
+        train_tokenizer([text_file], tmp_path, SMALL, overwrite=True)
+    assert text_file.read_text(encoding="utf-8") == TEXT
+
+
 def test_the_default_column_is_not_part_of_the_work(text_file, tmp_path):
     train_tokenizer([text_file], tmp_path / "tokenizer", SMALL)
     assert set(read_manifest(tmp_path / "tokenizer")["settings"]) == {  # as stored before there was a column

@@ -119,6 +119,15 @@ def test_other_work_in_out_is_kept_unless_told_otherwise(sources, tmp_path):
     assert load_vectors(tmp_path / "v").dim == 8
 
 
+def test_the_texts_are_never_replaced(sources, tmp_path):
+    (tmp_path / "a.txt").write_text("All there is. " * 9)
+    with pytest.raises(InputError, match=r"is to be read, and --out .* would replace it"):
+        train_vectors([tmp_path / "a.txt"], tmp_path, SMALL, overwrite=True)
+    with pytest.raises(InputError, match=r"shards is to be read, and --out .* would replace it"):
+        train_vectors([sources[0] / "shards"], sources[0] / "shards", SMALL, overwrite=True)
+    assert (sources[0] / "shards" / "shards.json").is_file() and (tmp_path / "a.txt").is_file()
+
+
 def test_the_tokenizer_must_be_the_one_that_made_the_shards(sources, tmp_path):
     root, _ = sources
     (tmp_path / "other").mkdir()
