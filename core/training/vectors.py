@@ -83,7 +83,7 @@ def train_vectors(
     `tokenizer` is the folder of the tokenizer that made the shards; left out, the copy in the shards is taken. `start`
     is a vectors folder to go on from. Does nothing if the same work is there.
 
-    Raises InputError for inputs without a usable token or of two kinds,
+    Raises InputError for inputs without a usable token or two near each other, or of two kinds,
     ArtifactError for other work in `out` (unless `overwrite`), TrainingError if GloVe leaves the range of numbers.
     """
     config, out = config or VectorsConfig(), Path(out)
@@ -160,6 +160,11 @@ def _train_into(folder: Path, text: Rows, config: VectorsConfig, start: Vectors 
 
         trained = word2vec(text, config, folder, start)
         ngrams, sizes = trained.ngrams, (config.min_n, config.max_n)
+        if not trained.pairs:
+            raise InputError(
+                "no two words stood within a window of each other: nothing to learn vectors from\n"
+                "Give longer texts, or --sample 0, which thins no word out."
+            )
     seconds = time.perf_counter() - started
     contexts = trained.contexts if config.method == "glove" or config.negative else None
     Vectors(trained.vectors, text.tokens, text.ids, text.counts, contexts, text.spelling, ngrams, sizes).save(folder)

@@ -14,7 +14,7 @@ from luthier.core.errors import ArtifactError, ConfigError, InputError, Training
 from luthier.core.show.curve import show_losses
 from luthier.core.show.vectors import map_2d, show_vectors
 from luthier.core.training.vectors import VectorsConfig, train_vectors, words
-from luthier.models.vectors import load_vectors
+from luthier.models.vectors import VectorsError, load_vectors
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import save_tokenizer
 
@@ -150,6 +150,17 @@ def test_what_cannot_be_learned_from_is_refused(sources, tmp_path):
         train_vectors([], tmp_path / "v", SMALL)
     with pytest.raises(InputError, match="no such file"):
         train_vectors([tmp_path / "missing"], tmp_path / "v", SMALL)
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"sample": 0}, {"sg": False}, {"hs": True, "negative": 0}, {"method": "glove"}])
+def test_words_without_neighbours_teach_nothing(tmp_path, flags):
+    """Vectors of them would be the numbers that chance began with."""
+    (tmp_path / "a.jsonl").write_text('{"text": "oak"}\n{"text": "elm"}\n' * 9)
+    with pytest.raises(
+        (InputError, VectorsError), match=r"within a window of each other: nothing to learn vectors from"
+    ):
+        train_vectors([tmp_path / "a.jsonl"], tmp_path / "v", VectorsConfig(**{**vars(SMALL), **flags}))
     assert not (tmp_path / "v").exists()
 
 
