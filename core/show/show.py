@@ -94,6 +94,8 @@ def show(
 
 def _meant(path: Path) -> str:
     """What else a path to nothing may mean: a neighbour of a like name, or a model on the hub."""
+    if path.is_symlink():
+        return f"; it is a link to {path.readlink()}, which is not there"
     near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
     owned = not path.is_absolute() and len(path.parts) == 2 and ".." not in path.parts
     return near or (f"\nA model on the hub is downloaded and shown by: luthier show hub:{path}" if owned else "")
@@ -297,31 +299,36 @@ def _file(path: Path, wish: Wish) -> None:
         _tokenizer(path, wish)
     elif path.name in ("documents.jsonl", "rejected.jsonl") and _stage(path.parent) == "collect":
         _corpus(path.parent, wish)
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         _rows(path)
     else:
         raise InputError(
-            f"{path} is a file of {path.stat().st_size:,} bytes, and nothing that luthier made\n"
-            f"A document becomes part of a corpus by `luthier collect`. What can be shown: {VIEWED}."
+            f"{path} is a file of {counted(path.stat().st_size, 'byte')}, and nothing that luthier made\n"
+            "Text is read by train-tokenizer, encode and train-vectors; a document becomes part of a corpus by "
+            f"`luthier collect`. What can be shown: {VIEWED}."
         )
 
 
 def _rows(path: Path) -> None:
     """A JSON-lines file by the keys of its first row."""
-    first: dict[str, Any] = next(iter(read_jsonl(path)), {})
+    first: dict[str, Any] | None = next(iter(read_jsonl(path)), None)
+    if first is None and path.name != "questions.jsonl":
+        raise InputError(f"{path} is empty: it has no line of JSON")
+    first = first or {}
     if "loss" in first:
         from luthier.core.show.curve import show_losses
 
         show_losses(path)
     elif {"messages", "conversations", "instruction", "prompt"} & first.keys():
         _conversations(path)
-    elif path.name == "questions.jsonl" or first.keys() <= _question_fields():
+    elif path.name == "questions.jsonl" or ("question" in first and first.keys() <= _question_fields()):
         from luthier.core.show.corpus import show_questions
 
         show_questions(path)
     else:
         count = sum(1 for _ in read_jsonl(path))
-        print(f"{path}: {count:,} lines of JSON with the keys {', '.join(first)}\nThe first one:")
+        keys = f"the keys {', '.join(first)}" if first else "no keys"
+        print(f"{path}: {counted(count, 'line')} of JSON with {keys}\nThe first one:")
         print(json.dumps(first, ensure_ascii=False, indent=2)[:2000])
 
 

@@ -167,6 +167,29 @@ def test_a_name_of_the_hub_and_a_slip_of_the_pen(tmp_path: Path, monkeypatch: py
         assert str(error.value) == f"{path}: no such file or folder{end}"
 
 
+def test_odd_files_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.JSONL").write_text('{"text": "x"}\n')
+    show(tmp_path / "a.JSONL")
+    assert "a.JSONL: 1 line of JSON with the keys text\n" in capsys.readouterr().out
+    (tmp_path / "b.jsonl").write_text("{}\n{}\n")
+    show(tmp_path / "b.jsonl")
+    assert "b.jsonl: 2 lines of JSON with no keys\n" in capsys.readouterr().out
+    (tmp_path / "questions.jsonl").write_text("")
+    show(tmp_path / "questions.jsonl")
+    assert "0 pairs of question and answer" in capsys.readouterr().out
+    (tmp_path / "link.txt").symlink_to("nowhere.txt")
+    (tmp_path / "c.jsonl").write_text("\n")
+    (tmp_path / "d.txt").write_text("x")
+    for name, message in {
+        "link.txt": "no such file or folder; it is a link to nowhere.txt, which is not there",
+        "c.jsonl": "c.jsonl is empty: it has no line of JSON",
+        "d.txt": "d.txt is a file of 1 byte, and nothing that luthier made\nText is read by train-tokenizer",
+    }.items():
+        with pytest.raises(InputError) as error:
+            show(tmp_path / name)
+        assert message in str(error.value)
+
+
 def test_missing_broken_and_newer_things(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file or folder$"):
         show(tmp_path / "nowhere")
