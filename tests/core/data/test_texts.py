@@ -106,6 +106,9 @@ def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, texts
         ("a.txt.gz", b"no gzip", "a.txt.gz: damaged gzip"),
         ("a.txt.gz", gzip.compress(b"abc" * 99, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}', mtime=0)[:-9], "a.jsonl.gz: damaged gzip"),
+        ("a.txt", "A line, ß.\n".encode("utf-16-le"), "a.txt: not UTF-8 at byte 16 (0xdf)"),
+        ("a.txt", "A line.\n".encode("utf-16-le"), "not text in UTF-8: of 16 bytes from byte 0 on 8 are zero"),
+        ("a.txt", b"A line." + bytes(99), "not text in UTF-8: of 106 bytes from byte 0 on 99 are zero"),
         ("a.txt.gz", b"", "a.txt.gz: damaged gzip file: it is empty"),
         ("a.jsonl.zst", b"", "a.jsonl.zst: damaged zstd file: it is empty"),
         ("a.txt", gzip.compress(b"x"), "packed by gzip\nUnpack it, or name it a.txt.gz."),
@@ -196,6 +199,14 @@ def test_parts_name_the_byte_that_is_not_utf8(tmp_path):
         for size in (0, 7, 16, 1000):
             with pytest.raises(InputError, match=r"not UTF-8 at byte 120 \(0xe"):
                 list(read_texts([tmp_path / name], part_size=size))
+
+
+def test_parts_of_zeros_are_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"plain text, " * 10 + bytes(100))
+    with pytest.raises(InputError, match=r"from byte 100 on \d+ are zero"):
+        list(read_texts([tmp_path / "a.txt"], part_size=100))
+    (tmp_path / "a.txt").write_bytes(b"one\0two\0" * 10)  # some are a text's own
+    assert [t.text for t in read_texts([tmp_path / "a.txt"])] == ["one\0two\0" * 10]
 
 
 def test_white_space_within_a_long_file_is_kept(tmp_path):
