@@ -12,7 +12,8 @@ Attention adds 4·H·D for each key a token looks at, T/2 of them on average in 
 takes twice the forward pass, so a training step 3 times.
 
 **Memory of training.** 16 bytes a parameter in float32: weight, gradient, two moments of AdamW; and what the forward
-pass keeps for the backward pass, some 8·C + 2·H·D + 4·K·D + 4·F numbers a token and layer.
+pass keeps for the backward pass, 4·C + 2·H·D + 2·K·D + 3·F numbers a token and layer. With gradients on their way back
+and room that the C library does not find again, processes were seen to hold about 8·C + 2·H·D + 4·K·D + 4·F.
 """
 
 from __future__ import annotations

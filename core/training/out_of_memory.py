@@ -61,13 +61,14 @@ def _advice(config: Any) -> str:
     same += ["--micro-batch 1 (rows at once, now all of a batch)"] if not rows else []
     same += [] if config.recompute else ["--recompute"]
     other = [f"--context {config.context // 2} (now {config.context})"] if config.context > 32 else []
+    other += ["--precision bf16"] if config.precision == "fp32" else []
     whole = config.parallel != "fsdp"  # which takes neither NF4 nor states of one byte
+    if whole and config.precision != "bf16-pure" and config.optimizer != "adamw-8bit":
+        other += ["--optimizer adamw-8bit"]
     if tuned:
         other += [] if config.lora_rank else ["--lora-rank 8"]
         other += ["--quantize nf4"] if config.lora_rank and config.quantize == "none" and whole else []
     else:
-        fits = whole and config.precision != "bf16-pure" and config.optimizer != "adamw-8bit"
-        other += ["--optimizer adamw-8bit"] if fits else []
         other += ["a smaller --model"]
     first = f"The same result with less: {', '.join(same)}. " if same else ""
     return f"{first}Another one: {', '.join(other)}."

@@ -32,6 +32,7 @@ __all__ = ["pieces_said", "quiet_unless", "say_held_out", "say_machine", "say_pl
 USUAL = 0.5  # of a matrix product's speed: training reached 0.67 and more in docs/benchmarks, …
 NARROW, FEW = 192, 1024  # … but not with narrower models, or fewer tokens at once
 LIBRARIES = 550 << 20  # PyTorch, Numba and the loops that it compiled
+BY_CHANCE = 64  # bytes a number of the largest weight, while it is rounded by chance on a CPU (kernels/adamw.py)
 NF4 = 0.52  # bytes of a weight in four bits, with its scale
 SHOWN = 96  # tokens of the first batch
 
@@ -55,7 +56,7 @@ def say_plan(prepared: Any, config: Any) -> None:
     assert text is not None
     steps = run["steps"]
     own, share = text.parts[0]
-    passes = steps * config.batch_size * share / len(own)
+    passes = steps * config.batch_size * prepared.context * share / own.total
     first = run["batch_at"](0)
     say(
         f"  model        {parameter_count(shape):,} parameters: {counted(shape.num_hidden_layers, 'layer')} of width "
@@ -65,7 +66,7 @@ def say_plan(prepared: Any, config: Any) -> None:
     say(f"  text         {own.total:,} tokens in {counted(len(own.chosen), 'document')}{others}")
     why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
     say(
-        f"  steps        {steps:,} of {config.batch_size} × {prepared.context} tokens"
+        f"  steps        {steps:,} of {config.batch_size:,} × {prepared.context:,} tokens"
         f"{pieces_said(config.batch_size, config)} ({why}): {passes:.1f} passes over the text"
     )
     say_held_out(run)
@@ -75,7 +76,7 @@ def say_plan(prepared: Any, config: Any) -> None:
         _say_rates(run, config.mup_base_width, shape)
     say_machine(prepared.model, config)
     rows, width = first.ids_BT.shape
-    say(f"  first batch  {counted(rows, 'row')} of {width} tokens, {first.trained:,} of them trained")
+    say(f"  first batch  {counted(rows, 'row')} of {counted(width, 'token')}, {first.trained:,} of them trained")
     _show(prepared, first)
 
 
@@ -113,7 +114,7 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     work, speed = _work(run, config, shape, first), matmul_speed(device, config.precision)
     seconds, card = work / speed / USUAL, device.type == "cuda"
     small = card or shape.hidden_size < NARROW or _tokens_at_once(config, first) < FEW
-    many, much = f"{tokens:,} tokens", f"{work / 1e12:,.{1 if work > 1e11 else 4}f} TFLOP"
+    many, much = counted(tokens, "token"), f"{work / 1e12:,.{1 if work > 1e11 else 4}f} TFLOP"
     say(
         f"  work         {many}, {much}, {threads_said()}; {'at least' if small else 'about'} {duration(seconds)} at "
         f"{USUAL:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product here"
@@ -121,8 +122,9 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     # The weights are among what is needed, and no longer among what is free
     held = sum(t.nbytes for t in (*run["model"].parameters(), *run["model"].buffers()) if not t.is_meta)
     saves = not card and (seconds > config.save_every or config.keep != "last" or config.on_spike == "rollback")
-    need, free = training_memory(shape, config, first, trained, frozen, saves), memory_free(device) + held
-    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free, saves)}")
+    where = {"saves": saves, "card": card}
+    need, free = training_memory(shape, config, first, trained, frozen, **where), memory_free(device) + held
+    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free, **where)}")
 
 
 def _work(run: dict[str, Any], config: Any, shape: Any, first: Batch) -> float:
@@ -159,7 +161,9 @@ def _tokens_at_once(config: Any, batch: Batch) -> int:
     return min(config.micro_batch or rows, rows) * width
 
 
-def training_memory(shape: Any, config: Any, batch: Batch, trained: int, frozen: int = 0, saves: bool = False) -> int:
+def training_memory(
+    shape: Any, config: Any, batch: Batch, trained: int, frozen: int = 0, *, saves: bool = False, card: bool = False
+) -> int:
     """Bytes that a run needs, roughly: `trained` weights with what training keeps of them, `frozen` bytes of others,
     what a forward pass keeps, and the libraries; and if it `saves` on the way, the copy that is written then."""
     from luthier.models.config import parameter_count, training_bytes
@@ -174,26 +178,30 @@ def training_memory(shape: Any, config: Any, batch: Batch, trained: int, frozen:
     inner = max(0, trained - ends)
     # Two means in float32 whatever the weight is: AdamW's; Muon keeps one and works with as much. Of 8 bits they are in
     # the layers only
-    weight, means = 2 if config.precision == "bf16-pure" else 4, 8 * trained
+    pure = config.precision == "bf16-pure"
+    weight, means = 2 if pure else 4, 8 * trained
     means -= 6 * inner * (config.optimizer == "adamw-8bit")
     copied = weight * trained + means - 4 * inner * (config.optimizer == "muon")
-    return 2 * weight * trained + means + copied * saves + frozen + kept + LIBRARIES
+    whole = 3 * 8 * batch.ids_BT.numel()  # ids, labels and documents of all rows, however few are computed at once
+    rounding = BY_CHANCE * shape.hidden_size * max(shape.vocab_size * (ends > 0), shape.intermediate_size) * pure
+    at_work = kept + whole + rounding * (not card) + LIBRARIES
+    return 2 * weight * trained + means + copied * saves + frozen + at_work
 
 
 def _adapters_alone(config: Any) -> bool:
     return bool(getattr(config, "lora_rank", 0)) and not config.train_embedding
 
 
-def _fits(shape: Any, config: Any, batch: Batch, trained: int, frozen: int, free: int, saves: bool = False) -> str:
+def _fits(shape: Any, config: Any, batch: Batch, trained: int, frozen: int, free: int, **where: bool) -> str:
     """Whether a run fits; if it does not, the first change that makes it fit: of those with the same result the one
     that costs the least time, then those of another result."""
-    if not free or training_memory(shape, config, batch, trained, frozen, saves) <= free:
+    if not free or training_memory(shape, config, batch, trained, frozen, **where) <= free:
         return f" of the {free / 1e9:.1f} GB that are free" if free else ""
     pieces = [rows for rows in (1 << i for i in range(20, -1, -1)) if rows < (config.micro_batch or len(batch.ids_BT))]
     same = list(product(dict.fromkeys((config.recompute, True)), (config.micro_batch, *pieces)))
     for (change, count, others), (again, rows) in product(_changes(shape, config, trained, frozen), same):
         change = {"micro_batch": rows, "recompute": again, **change}
-        less = training_memory(shape, replace(config, **change), batch, count, others, saves)
+        less = training_memory(shape, replace(config, **change), batch, count, others, **where)
         if less <= free:
             changed = {name: value for name, value in change.items() if value != getattr(config, name)}
             flags = (

@@ -38,6 +38,13 @@ def test_what_is_lower_already_is_not_advised():
     with pytest.raises(TrainingError) as told, memory_told(FinetuneConfig(lora_rank=4)):
         raise MemoryError
     assert "--quantize nf4" in str(told.value) and "--lora-rank" not in str(told.value)
+    assert "--precision bf16, --optimizer adamw-8bit" in str(told.value)
+    with pytest.raises(TrainingError) as told, memory_told(FinetuneConfig(optimizer="adamw-8bit", precision="bf16")):
+        raise MemoryError
+    assert "8bit" not in str(told.value) and "bf16" not in str(told.value)
+    with pytest.raises(TrainingError) as told, memory_told(PretrainConfig(parallel="fsdp", optimizer="adamw")):
+        raise MemoryError
+    assert "8bit" not in str(told.value)
 
 
 def test_other_errors_stay_what_they_are():
