@@ -149,9 +149,9 @@ def test_what_is_nothing_of_ours(tmp_path: Path, name: str, content: bytes, mess
 
 def test_a_name_of_the_hub_and_a_slip_of_the_pen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is named, not asked: every try to reach it fails the test."""
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "build" / "tokenizer").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    (tmp_path / "build" / "tokenizer").mkdir(parents=True)
     hub = "\nA model on the hub is downloaded and shown by: luthier show hub:"
     for path, end in {
         "owner/name": f"{hub}owner/name",
