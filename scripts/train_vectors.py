@@ -17,8 +17,9 @@ from luthier.scripts.cli import parse, run
 class Command:
     """Train word vectors, Word2Vec or GloVe, on a tokenizer's tokens or on words.
 
-    Goes in: a shards folder (vectors of tokens, which can start a model's embedding); or corpora, .txt, .md, .jsonl and
-    folders of them (vectors of words: runs of letters and digits, small, joined by hyphens and apostrophes).
+    Goes in: a shards folder (vectors of tokens, which can start a model's embedding); or corpora, .txt, .md, .jsonl
+    with a field "text" (--column: another), .gz and .zst of these, .parquet, and folders of them (vectors of words:
+    runs of letters and digits, small, joined by hyphens and apostrophes).
 
     Comes out: a folder with vectors.safetensors, vocabulary.jsonl (token, id, count), metrics.jsonl (the loss) and
     manifest.json. Look at it: luthier show vectors/ --near wood

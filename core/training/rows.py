@@ -76,7 +76,7 @@ def prepare_rows(
     if not (home / FACTS).is_file():
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
-        source = _from_shards(home, shards, tokenizer) if shards else _from_texts(home, texts)
+        source = _from_shards(home, shards, tokenizer) if shards else _from_texts(home, texts, config.column)
         for number in range(config.phrases if not shards else 0):
             source = _with_phrases(home, source, config, number)
         _write_rows(home, source, config, start)
@@ -119,13 +119,13 @@ def check_tokens(vectors: Vectors, where: Path | str, tokens: Sequence[str]) -> 
 # ---------------------------------------------------------------- sources
 
 
-def _from_texts(home: Path, texts: Sequence[Path]) -> Source:
+def _from_texts(home: Path, texts: Sequence[Path], column: str) -> Source:
     number_of: dict[str, int] = {}
     offsets: list[int] = [0]
 
     def blocks() -> Iterator[np.ndarray]:
         with progress("Reading", None, "words") as advance:
-            for text in read_texts(texts, part_size=PART):
+            for text in read_texts(texts, part_size=PART, column=column):
                 if text.split == "train":
                     found = words(text.text)
                     if not text.part:  # of a document that began before

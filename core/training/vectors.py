@@ -29,7 +29,7 @@ from luthier.core.compiling import announce_compiling
 from luthier.core.console import say
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
-from luthier.core.data.texts import apart, hash_texts
+from luthier.core.data.texts import COLUMN, apart, hash_texts, without_default
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.rows import prepare_rows, remove_rows, words
 from luthier.core.training.vectors_config import VectorsConfig
@@ -96,10 +96,13 @@ def train_vectors(
         raise InputError(f"{shards[0]} holds token ids and {other} does not\nGive shards, or texts, not both.")
     if shards and config.phrases:
         raise ConfigError(f"phrases = {config.phrases}: they are made of words, and {shards[0]} holds token ids")
+    if shards and config.column != COLUMN:
+        raise ConfigError(f"column = {config.column!r}: it is of texts, and {shards[0]} holds token ids")
     hashes, documents = _hash_shards(shards, tokenizer) if shards else hash_texts(inputs)
     before = _start(start, config) if start else None
     hashes = {**hashes, "start": start}
-    work = Artifact(out, "train-vectors", asdict(config), hashes, documents=documents, overwrite=overwrite)
+    settings = without_default(asdict(config))
+    work = Artifact(out, "train-vectors", settings, hashes, documents=documents, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
         return _summary(out)

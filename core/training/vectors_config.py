@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
+from luthier.core.data.texts import COLUMN
 from luthier.core.errors import ConfigError
 
 __all__ = ["VectorsConfig"]
@@ -74,6 +75,8 @@ class VectorsConfig:
     which is faster, but no two runs are alike."""
     deterministic: bool = False
     """The same bits whatever `workers` says, because one thread trains: about half the speed of two."""
+    column: str = COLUMN
+    """Field of JSON lines, or column of a Parquet table, that holds the text."""
     seed: int = 0
     """Starts the stream of chance: first vectors, noise, order."""
 

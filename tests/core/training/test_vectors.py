@@ -1,11 +1,14 @@
 """The stage train-vectors: from shards and texts, up to date or made anew, refused where nothing can be learned."""
 
+import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import zstandard
 
 from luthier.core.artifacts import hash_file, read_manifest
 from luthier.core.data.encode import EncodeConfig, encode
@@ -15,6 +18,7 @@ from luthier.core.show.curve import show_losses
 from luthier.core.show.vectors import map_2d, show_vectors
 from luthier.core.training.vectors import VectorsConfig, train_vectors, words
 from luthier.models.vectors import VectorsError, load_vectors
+from luthier.scripts.train_vectors import main
 from luthier.tokenizers.bpe_train import train_bpe
 from luthier.tokenizers.formats import save_tokenizer
 
@@ -126,6 +130,45 @@ def test_the_texts_are_never_replaced(sources, tmp_path):
     with pytest.raises(InputError, match=r"shards is to be read, and --out .* would replace it"):
         train_vectors([sources[0] / "shards"], sources[0] / "shards", SMALL, overwrite=True)
     assert (sources[0] / "shards" / "shards.json").is_file() and (tmp_path / "a.txt").is_file()
+
+
+def test_a_field_or_column_of_another_name(sources, tmp_path, capsys):
+    """The bits of vectors of the texts under the default name, whatever file they stand in."""
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
+
+    rows = (sources[0] / "text.txt").read_text(encoding="utf-8").splitlines()
+    lines = {
+        name: "".join(json.dumps({"n": 1, name: row}) + "\n" for row in rows).encode() for name in ("text", "body")
+    }
+    (tmp_path / "text.jsonl").write_bytes(lines["text"])
+    (tmp_path / "a.jsonl").write_bytes(lines["body"])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines["body"]))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines["body"]))
+    pq.write_table(arrow.table({"n": [1] * len(rows), "body": rows}), tmp_path / "a.parquet", row_group_size=7)
+    train_vectors([tmp_path / "text.jsonl"], tmp_path / "v", SMALL)
+    expected = (tmp_path / "v" / "vectors.safetensors").read_bytes()
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
+        with pytest.raises(InputError, match=rf"{name}.*: no (field|column) 'text'; it has .*\n.* --column body$"):
+            train_vectors([tmp_path / name], tmp_path / "refused", SMALL)
+        out = tmp_path / f"v-{name}"
+        flags = ["--vector-size", "12", "--epochs", "3", "--min-count", "3", "--window", "3", "--iterations", "4"]
+        assert main([str(tmp_path / name), *flags, "--column", "body", "--out", str(out)]) == 0
+        assert (out / "vectors.safetensors").read_bytes() == expected, name
+        assert read_manifest(out)["settings"] == {**read_manifest(tmp_path / "v")["settings"], "column": "body"}
+    capsys.readouterr()
+    train_vectors([tmp_path / name], out, replace(SMALL, column="body"))
+    assert "is up to date" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="different work: column was body"):
+        train_vectors([tmp_path / name], out, SMALL)
+    with pytest.raises(ConfigError, match=r"column = 'body': .*shards holds token ids"):
+        train_vectors([sources[0] / "shards"], tmp_path / "s", replace(SMALL, column="body"))
+
+
+def test_the_default_column_is_not_part_of_the_work(sources, tmp_path):
+    train_vectors([sources[0] / "text.txt"], tmp_path / "v", SMALL)
+    names = set(vars(SMALL)) - {"column"}  # as stored before there was one
+    assert set(read_manifest(tmp_path / "v")["settings"]) == names
 
 
 def test_the_tokenizer_must_be_the_one_that_made_the_shards(sources, tmp_path):
