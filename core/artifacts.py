@@ -41,12 +41,14 @@ from luthier.core.errors import ArtifactError, InputError, LockedError
 
 __all__ = [
     "Artifact",
+    "apart",
     "atomic_open",
     "content_hash",
     "documents_of",
     "hash_file",
     "locked",
     "manifest_hash",
+    "parse_line",
     "read_json",
     "read_jsonl",
     "read_manifest",
@@ -120,14 +122,25 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise InputError(f"{path}:{number}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not valid JSON: {error.msg}") from error
+            row = parse_line(text, f"{path}:{number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: expected one JSON object a line, found {type(row).__name__}")
             yield row
+
+
+def parse_line(text: str, where: str) -> Any:
+    """The value of a line of JSON; a broken one is an InputError that says where."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg}\nExpected one JSON object a line.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: its values are nested too deeply to be read; take the line out") from error
+    except ValueError:  # a number of more than 4,300 digits, which JSON allows
+        return json.loads(text, parse_int=float)
 
 
 def hash_file(path: Path) -> str:
@@ -283,6 +296,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def apart(inputs: Iterable[Path], out: Path) -> list[Path]:
+    """`inputs` as paths. Raises InputError for one that is `out` or lies in it, where it would be replaced."""
+    paths = [Path(path) for path in inputs]
+    for path in paths:
+        if path.resolve().is_relative_to(Path(out).resolve()):
+            raise InputError(f"{path} is to be read, and --out {out} would replace it\nGive another --out.")
+    return paths
+
+
 class Artifact:
     """One output folder in the making. See the module's head for the pattern of use.
 
@@ -307,11 +329,12 @@ class Artifact:
         else changes: they come along from the old folder and from an interrupted try of other work, and are not
         counted among the outputs. `progress` is a pattern of what an interrupted try leaves once it has done work worth
         going on with. Raises ArtifactError if `out` holds other work, and on entering if a try of other work left
-        `progress` (unless `overwrite`)."""
+        `progress` (unless `overwrite`); InputError if an input lies in `out`."""
         self.out = Path(out)
         self.stage = stage
         self.caches, self.progress, self.overwrite = tuple(caches), progress, overwrite
         _repair(self.out)
+        apart((value for value in inputs.values() if isinstance(value, Path)), self.out)
         self.identity = json.loads(
             json.dumps(
                 {

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.core.artifacts import Artifact, hash_file, read_json, write_json, write_jsonl
+from luthier.core.artifacts import Artifact, apart, hash_file, read_json, write_json, write_jsonl
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import progress, say
 from luthier.core.data.corpus import Split
 from luthier.core.data.shards import FACTS, MAX_TOKENS, SOURCES, ShardWriter, write_facts
-from luthier.core.data.texts import COLUMN, General, Text, apart, find_texts, hash_texts, read_texts
+from luthier.core.data.texts import COLUMN, General, Text, find_texts, hash_texts, read_texts
 from luthier.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:

@@ -15,34 +15,26 @@ holds no text, a row of null as much as a file of white space, is left out and c
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import platform
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import zstandard
-
 from luthier.core.artifacts import MANIFEST, hash_file, read_json, read_manifest
 from luthier.core.console import counted, say
 from luthier.core.data.corpus import Split, read_corpus, trained_part
-from luthier.core.errors import InputError, did_you_mean
+from luthier.core.data.packed import DAMAGED, PACKED, decoded, open_file
+from luthier.core.data.text_rows import COLUMN, of_lines, of_table
+from luthier.core.errors import InputError
 
-__all__ = ["COLUMN", "PACKED", "General", "Text", "apart", "find_texts", "hash_texts", "read_texts", "without_default"]
+__all__ = ["COLUMN", "General", "Text", "find_texts", "hash_texts", "read_texts", "without_default"]
 
 General = Literal["none", "python"]
-COLUMN = "text"
 
 PLAIN = (".txt", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
-PACKED = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}  # by ending: name, first bytes
-TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"}  # Arrow's names
-NAMES = 20  # of fields or columns, in a message
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ def _read(
                     yield text
                 else:
                     left_out, first = left_out + 1, first or text.name
-        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except DAMAGED as error:
             kind, _ = PACKED[file.suffix.lower()]
             raise InputError(
                 f"{file}: damaged {kind} file: {error}\nGet it again; if it is not packed at all, name it {file.stem}."
@@ -110,15 +102,6 @@ def _read(
         raise InputError(f"no text in {where}{found}\nGive a corpus, text files, JSON lines or a table that hold text.")
     if left_out:
         say(f"left out {counted(left_out, 'text')} of white space or null; the first is {first}")
-
-
-def apart(inputs: Sequence[Path], out: Path) -> list[Path]:
-    """`inputs` as paths. Raises InputError for one that is `out` or lies in it, where it would be replaced."""
-    paths = [Path(path) for path in inputs]
-    for path in paths:
-        if path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"{path} is to be read, and --out {out} would replace it\nGive another --out.")
-    return paths
 
 
 def without_default(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,12 +210,12 @@ def _read_one(path: Path, part_size: int, column: str) -> Iterator[Text]:
         for number, part in enumerate(_parts(path, part_size)):
             yield Text(part, name=str(path), part=number)
     elif _suffix(path) in PLAIN:
-        with _open(path) as file:
-            yield Text(_decoded(file.read(), path), name=str(path))
-    elif _suffix(path) == ".parquet":
-        yield from _table(path, column)
+        with open_file(path) as file:
+            yield Text(decoded(file.read(), path), name=str(path))
     else:
-        yield from _rows(path, column)
+        rows = of_table(path, column) if _suffix(path) == ".parquet" else of_lines(path, column)
+        for number, text in rows:
+            yield Text(text, name=f"{path}:{number}")
 
 
 def _parts(path: Path, size: int) -> Iterator[str]:
@@ -240,17 +223,17 @@ def _parts(path: Path, size: int) -> Iterator[str]:
     from luthier.tokenizers.word_counts import cut_place
 
     kept, held, offset = "", b"", 0
-    with _open(path) as file:
+    with open_file(path) as file:
         while block := file.read(size):
             data = held + block
             whole = _whole_characters(data)
             held = data[whole:]
-            kept += _decoded(data[:whole], path, offset)
+            kept += decoded(data[:whole], path, offset)
             offset += whole
             if len(kept) >= size and (end := cut_place(kept) or len(kept)):
                 yield kept[:end]
                 kept = kept[end:]
-    yield kept + _decoded(held, path, offset)
+    yield kept + decoded(held, path, offset)
 
 
 def _whole_characters(data: bytes) -> int:
@@ -262,183 +245,3 @@ def _whole_characters(data: bytes) -> int:
         size = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
         return len(data) - back if size > back or byte == 0x0D else len(data)
     return len(data)
-
-
-def _open(path: Path) -> Any:
-    if path.suffix.lower() in PACKED and path.stat().st_size == 0:
-        raise EOFError("it is empty")  # as a whole file never is; gzip's own reader would say nothing
-    if path.suffix.lower() == ".zst":
-        return io.BufferedReader(_Zstd(path))
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """A zstd file, unpacked while reading, of one frame or several. Unlike the package's own reader it notices when the
-    end was cut off."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.held, self.frame = path.open("rb"), b"", None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.held:
-            packed = self.file.read(1 << 17)
-            if not packed:
-                if self.frame is not None:
-                    raise EOFError("the file ends in the middle")
-                return 0
-            self.held = self._unpacked(packed)
-        count = min(len(buffer), len(self.held))
-        buffer[:count], self.held = self.held[:count], self.held[count:]
-        return count
-
-    def _unpacked(self, packed: bytes) -> bytes:
-        out = []
-        while packed:
-            if self.frame is None:
-                self.frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            out.append(self.frame.decompress(packed))
-            packed = self.frame.unused_data if self.frame.eof else b""
-            if self.frame.eof:
-                self.frame = None
-        return b"".join(out)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-def _table(path: Path, column: str) -> Iterator[Text]:
-    """The texts of a Parquet file, one group of rows in memory at a time."""
-    try:
-        import pyarrow  # pyright: ignore[reportMissingImports]
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            f'{path}: Parquet is read by pyarrow, which is not installed: pip install "luthier[parquet]"'
-        ) from error
-    try:
-        table = parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has sums
-    except Exception as error:  # pyarrow raises its own classes, which only it knows
-        raise InputError(
-            f"{path}: not a Parquet file: {str(error).splitlines()[0]}\nGet it again, or name it as what it is."
-        ) from error
-    with table:
-        _check_column(path, {field.name: str(field.type) for field in table.schema_arrow}, column)
-        number = 0
-        try:
-            for batch in table.iter_batches(columns=[column], batch_size=1024):
-                for cell in batch.column(0):
-                    number += 1
-                    yield Text(_cell(cell, f"{path}: row {number}"), name=f"{path}:{number}")
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path}: damaged Parquet file, after row {number}: {str(error).splitlines()[0]}\nGet it again."
-            ) from error
-
-
-def _check_column(path: Path, types: Mapping[str, str], column: str) -> None:
-    """InputError for a table without that column, or one of other things; `types` of all its columns, in order."""
-    texts = [
-        name for name, kind in types.items() if kind.removeprefix("dictionary<values=").split(",")[0] in TEXT_TYPES
-    ]
-    if column not in texts:
-        wrong = f"column '{column}' holds {types[column]}, not text" if column in types else f"no column '{column}'"
-        raise InputError(f"{path}: {wrong}{_instead(column, types, texts)}")
-
-
-def _instead(wanted: str, names: Iterable[str], texts: Sequence[str]) -> str:
-    """The end of a message about a field or column that is not there, or holds no text: which there are."""
-    shown = [name if len(name) <= 60 else f"{name[:60]}…" for name in sorted(names, key=lambda name: name not in texts)]
-    more = f" and {len(shown) - NAMES:,} more" if len(shown) > NAMES else ""
-    there = f"; it has {', '.join(shown[:NAMES]) or 'none'}{more}{did_you_mean(wanted, texts)}\n"
-    if not texts:
-        return f"{there}None of these holds text: write it into one of its own."
-    return f"{there}Name the one that holds the text: --column {texts[0] if len(texts) == 1 else 'NAME'}"
-
-
-def _cell(cell: Any, where: str) -> str:
-    """The text of a table's cell, of null an empty one; bytes are checked as a file's are."""
-    try:
-        value = cell.as_py() or ""
-        return (value.decode("utf-8") if isinstance(value, bytes) else value).replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: not UTF-8 at byte {error.start:,} (0x{error.object[error.start]:02x})\n"
-            "Write the table again from text in UTF-8, or name another column."
-        ) from error
-
-
-def _rows(path: Path, column: str) -> Iterator[Text]:
-    """The texts of a JSON-lines file, one line in memory at a time."""
-    offset, found = 0, False
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            text = _decoded(line, path, offset).removeprefix("\ufeff")  # where files were joined
-            offset += len(line)
-            if text.strip():
-                yield Text(_field(text, f"{path}:{number}", column, found), name=f"{path}:{number}")
-                found = True
-
-
-def _field(line: str, where: str, column: str, found: bool) -> str:
-    """The text of a line, of null an empty one; `found` whether a line before had one."""
-    row = _parsed(line, where)
-    if not isinstance(row, dict):
-        raise InputError(f'{where}: found {type(row).__name__}\nExpected {{"{column}": "…"}} a line.')
-    value = row.get(column)
-    if column not in row or not isinstance(value, str | None):
-        texts = [name for name, other in row.items() if isinstance(other, str) and name != column]
-        wrong = f"no field '{column}'" if column not in row else f"field '{column}' holds {_kind(value)}, not text"
-        there = _instead(column, row, texts)
-        if found:
-            there = f"{there.splitlines()[0]}\nThe lines before have it: mend this one, or take it out."
-        raise InputError(f"{where}: {wrong}{there}")
-    return _text(value or "", where, column)
-
-
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error.msg}\nExpected one JSON object a line.") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: its values are nested too deeply to be read; take the line out") from error
-    except ValueError:  # a number of more than 4,300 digits in another field, which JSON allows
-        return json.loads(line, parse_int=float)
-
-
-def _kind(value: Any) -> str:
-    """JSON's name of a value's kind."""
-    return {bool: "true or false", int: "a number", float: "a number", list: "a list"}.get(type(value), "an object")
-
-
-def _text(value: str, where: str, column: str) -> str:
-    try:
-        value.encode("utf-8")  # a hundred times faster than looking at each character
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: field '{column}' holds half of a surrogate pair, which is no character; remove it"
-        ) from error
-    return value.replace("\r\n", "\n")
-
-
-def _decoded(data: bytes, path: Path, offset: int = 0) -> str:
-    """UTF-8 without a byte order mark, line ends as \\n."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        wrong = f"{path}: not UTF-8 at byte {offset + error.start:,} (0x{data[error.start]:02x})"
-        for ending, (kind, beginning) in PACKED.items():
-            if offset == 0 and data.startswith(beginning):
-                name = f", or name it {path.name}{ending}" if path.suffix.lower() not in PACKED else " once more"
-                raise InputError(f"{wrong}: packed by {kind}\nUnpack it{name}.") from error
-        raise InputError(f"{wrong}\nSave it as UTF-8, or let `luthier collect` find out its encoding.") from error
-    if data.count(0) * 3 > len(data):  # UTF-16 without its mark, or a file that a crash left full of zeros
-        raise InputError(
-            f"{path}: not text in UTF-8: of {len(data):,} bytes from byte {offset:,} on {data.count(0):,} are zero\n"
-            "Save it as UTF-8, or let `luthier collect` find out its encoding."
-        )
-    return (text.removeprefix("\ufeff") if offset == 0 else text).replace("\r\n", "\n")

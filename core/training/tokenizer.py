@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.artifacts import Artifact, atomic_open, read_json, write_json
+from luthier.core.artifacts import Artifact, apart, atomic_open, read_json, write_json
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import counted, progress, say
-from luthier.core.data.texts import COLUMN, PACKED, apart, find_texts, hash_texts, read_texts, without_default
+from luthier.core.data.packed import PACKED
+from luthier.core.data.texts import COLUMN, find_texts, hash_texts, read_texts, without_default
 from luthier.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.artifacts import Artifact, read_json, read_jsonl, read_manifest, write_json, write_jsonl
+from luthier.core.artifacts import Artifact, apart, read_json, read_jsonl, read_manifest, write_json, write_jsonl
 from luthier.core.compiling import announce_compiling
 from luthier.core.console import say
 from luthier.core.data.encode import tokenizer_hash
 from luthier.core.data.shards import open_shards
-from luthier.core.data.texts import COLUMN, apart, hash_texts, without_default
+from luthier.core.data.texts import COLUMN, hash_texts, without_default
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.rows import prepare_rows, remove_rows, words
 from luthier.core.training.vectors_config import VectorsConfig
@@ -102,7 +102,9 @@ def train_vectors(
     before = _start(start, config) if start else None
     hashes = {**hashes, "start": start}
     settings = without_default(asdict(config))
-    work = Artifact(out, "train-vectors", settings, hashes, documents=documents, overwrite=overwrite)
+    work = Artifact(
+        out, "train-vectors", settings, hashes, documents=documents, overwrite=overwrite, progress="*/*.npz"
+    )
     if work.done:
         say(f"{out} is up to date")
         return _summary(out)

@@ -69,6 +69,11 @@ def test_json_lines_round_trip_and_a_broken_line_is_named(tmp_path: Path) -> Non
     assert write_jsonl(tmp_path / "x.jsonl", rows) == 2
     assert list(read_jsonl(tmp_path / "x.jsonl")) == rows
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+    (tmp_path / "odd.jsonl").write_text('{"n": ' + "9" * 5000 + "}\n" + '{"n": ' + "[" * 10**6 + "\n")
+    odd = read_jsonl(tmp_path / "odd.jsonl")
+    assert next(odd) == {"n": float("inf")}
+    with pytest.raises(InputError, match=r"odd\.jsonl:2: its values are nested too deeply"):
+        next(odd)
     with pytest.raises(InputError, match=r"bad\.jsonl:3: not valid JSON"):
         list(read_jsonl(tmp_path / "bad.jsonl"))
     (tmp_path / "list.jsonl").write_text("[1]\n")
@@ -235,6 +240,15 @@ def test_what_an_interrupted_try_has_done_is_not_thrown_away_unasked(
     assert begin(0.2).resumed and done.is_dir() and capsys.readouterr().err == ""
     assert not begin(0.3, overwrite=True).resumed and not done.exists()
     assert "rate was 0.2, is 0.3: begun anew" in capsys.readouterr().err
+
+
+def test_an_input_is_not_replaced_by_what_is_made_of_it(tmp_path: Path) -> None:
+    make(out := tmp_path / "out")
+    for path in (out, out / "data.txt", tmp_path / "out" / ".." / "out"):
+        with pytest.raises(InputError, match=r"out.* is to be read, and --out .*out would replace it"):
+            make(out, overwrite=True, corpus=path)
+    assert (out / "data.txt").read_text() == "one"
+    assert not make(tmp_path / "other", corpus=out).done
 
 
 @pytest.mark.parametrize("step", [1, 2])
