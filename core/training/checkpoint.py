@@ -20,11 +20,13 @@ own shards; any number of processes, one included, can read them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ import torch
 from torch import Tensor
 
 from luthier.core.artifacts import read_json, write_json
+from luthier.core.console import say
 from luthier.core.errors import TrainingError
 
-__all__ = ["Checkpoints", "ComputedOtherwise", "agree", "at_step", "load_checkpoint", "newest", "recover"]
+__all__ = ["Checkpoints", "ComputedOtherwise", "agree", "at_step", "interrupts", "load_checkpoint", "newest", "recover"]
 
 PATTERN = "step-*"
 STATE = "state.json"
@@ -74,6 +77,34 @@ def recover(folder: Path) -> None:
     unfinished = folder / WRITING
     if newest(folder) is None and (unfinished / STATE).is_file():  # the file that is written last
         unfinished.rename(at_step(folder, read_json(unfinished / STATE)["step"]))
+
+
+@contextlib.contextmanager
+def interrupts(processes: int = 1) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C or SIGTERM has come: a step that is being made is ended and kept. The second
+    one acts as always; but to several processes torchrun sends another of its own."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield lambda: False
+        return
+
+    def note(number: int, _: Any) -> None:
+        if not came:
+            say(f"stopping after this step and its checkpoint{'' if processes > 1 else '; once more stops at once'}")
+        came.append(number)
+        if processes == 1:
+            put_back()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield lambda: bool(came)
+    finally:
+        put_back()
 
 
 class Checkpoints:

@@ -48,6 +48,7 @@ from luthier.core.training.checkpoint import (
     ComputedOtherwise,
     agree,
     at_step,
+    interrupts,
     load_checkpoint,
     newest,
     recover,
@@ -159,6 +160,7 @@ def fit(
     the checkpoints. `loss_of(model, piece)` is a sum, or a sum and further sums by name; `count_of(batch)` is
     what they are divided by, and the further quotients are logged beside the loss. TrainingError: the loss is not a
     number, or spikes and is to stop; the disk is full; a checkpoint from which going on would not be exact.
+    KeyboardInterrupt: Ctrl-C or SIGTERM, after the step that is being made and its checkpoint.
     """
     config, workers, end = config or LoopConfig(), workers or Workers(), steps if until is None else until
     with workers.main_first():
@@ -186,6 +188,7 @@ def fit(
         Checkpoints(folder, main=workers.main, group=workers.group) as checkpoints,
         Curves(config if workers.main else LoopConfig(), folder, start) as curves,
         progress(title, end - start, "steps") as advance,
+        interrupts(workers.world) as interrupted,
     ):
         while True:
             step = at.step
@@ -202,10 +205,11 @@ def fit(
             if sample is not None and (due or step == steps) and fresh:  # all processes write it, one says it
                 say(f"step {step}: {sample()}")
 
-            # Save: at evaluations where they are wanted later, otherwise when the clock says so.
+            # Save: at evaluations where they are wanted later, otherwise when the clock or a person says so.
             marked = due and (config.keep != "last" or config.on_spike == "rollback")
             waits = save_every > 0 and checkpoints.busy  # the loop does not wait for the disk
-            timed = workers.agreed(time.monotonic() - saved >= save_every and not waits) and step > start
+            ends = workers.agreed(interrupted())
+            timed = (workers.agreed(time.monotonic() - saved >= save_every and not waits) or ends) and step > start
             at.mark = step if due else at.mark
             if ((marked and fresh) or rolled or timed) and step < end:
                 log.sync()
@@ -218,6 +222,9 @@ def fit(
             # Stop.
             if step >= end:
                 break
+            if ends:
+                checkpoints.wait()
+                raise KeyboardInterrupt
 
             # Step: the whole batch's sum over its count, piece by piece.
             for optimizer, of in zip(optimizers, rates, strict=True):

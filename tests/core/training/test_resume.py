@@ -102,3 +102,33 @@ def test_killed_runs_end_bit_equal(place, verb):
         assert Path(whole, name).read_bytes() == Path(cut, name).read_bytes(), name
     rows = [json.loads(line) for line in Path(cut, "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_step_is_ended_and_kept(place, number, monkeypatch):
+    """Ctrl-C long before the clock asks for a checkpoint loses no step, and the run goes on to the same bits."""
+    monkeypatch.chdir(place)
+    run_here("pretrain", f"calm-{number}", 1e9)
+    from luthier.core.training import loop
+
+    real, sent = loop.trained_tokens, []
+
+    def interrupt(batch):  # in the middle of a step
+        sent.append(batch)
+        if len(sent) == 5:
+            os.kill(os.getpid(), number)
+        return real(batch)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(loop.fit, "__kwdefaults__", {**loop.fit.__kwdefaults__, "count_of": interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        run_here("pretrain", f"broken-{number}", 1e9)
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    building = Path(f".broken-{number}.building")
+    steps = [json.loads(line)["step"] for line in (building / "metrics.jsonl").read_text().splitlines()]
+    assert [p.name for p in building.glob("step-*")] == [f"step-{steps[-1]:08d}"] and 0 < steps[-1] <= 5
+    run_here("pretrain", f"broken-{number}", 1e9)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert Path(f"broken-{number}", name).read_bytes() == Path(f"calm-{number}", name).read_bytes()
