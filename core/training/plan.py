@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["pieces_said", "quiet_unless", "say_held_out", "say_machine", "say_plan", "say_work", "training_memory"]
 
 USUAL = 0.5  # of a matrix product's speed: training reached 0.67 and more in docs/benchmarks, …
-NARROW, FEW = 192, 1024  # … but not with narrower models, or fewer tokens at once
+NARROWEST, FEWEST = 256, 1024  # … where the models are as wide as this at least, and as many tokens computed at once
 LIBRARIES = 550 << 20  # PyTorch, Numba and the loops that it compiled
 BY_CHANCE = 64  # bytes a number of the largest weight, while it is rounded by chance on a CPU (kernels/adamw.py)
 NF4 = 0.52  # bytes of a weight in four bits, with its scale
@@ -67,7 +67,7 @@ def say_plan(prepared: Any, config: Any) -> None:
     why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
     say(
         f"  steps        {steps:,} of {config.batch_size:,} × {prepared.context:,} tokens"
-        f"{pieces_said(config.batch_size, config)} ({why}): {passes:.1f} passes over the text"
+        f"{pieces_said(config.batch_size, config)} ({why}): {passes:,.{1 if passes > 0.1 else 4}f} passes over the text"
     )
     say_held_out(run)
     say_work(run, config, shape, first, parameter_count(shape))
@@ -113,7 +113,7 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     device, tokens = device_of(run["model"]), run["steps"] * first.ids_BT.numel()
     work, speed = _work(run, config, shape, first), matmul_speed(device, config.precision)
     seconds, card = work / speed / USUAL, device.type == "cuda"
-    small = card or shape.hidden_size < NARROW or _tokens_at_once(config, first) < FEW
+    small = card or shape.hidden_size < NARROWEST or _tokens_at_once(config, first) < FEWEST
     many, much = counted(tokens, "token"), f"{work / 1e12:,.{1 if work > 1e11 else 4}f} TFLOP"
     say(
         f"  work         {many}, {much}, {threads_said()}; {'at least' if small else 'about'} {duration(seconds)} at "
@@ -124,7 +124,7 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     saves = not card and (seconds > config.save_every or config.keep != "last" or config.on_spike == "rollback")
     where = {"saves": saves, "card": card}
     need, free = training_memory(shape, config, first, trained, frozen, **where), memory_free(device) + held
-    say(f"  memory       about {need / 1e9:.1f} GB{_fits(shape, config, first, trained, frozen, free, **where)}")
+    say(f"  memory       about {need / 1e9:,.1f} GB{_fits(shape, config, first, trained, frozen, free, **where)}")
 
 
 def _work(run: dict[str, Any], config: Any, shape: Any, first: Batch) -> float:
@@ -172,6 +172,8 @@ def training_memory(
     kept = training_bytes(shape, tokens) - training_bytes(shape, 0)
     if config.precision != "fp32":  # norms and sums stay in float32
         kept = kept * 3 // 4
+    if getattr(config, "lora_rank", 0):  # measured: three products and a sum for each one leave more gaps
+        kept = kept * 3 // 2
     if config.recompute:  # the input of each layer, and one layer with its gradients beside it
         kept = min(kept, 2 * (kept // layers + 4 * tokens * layers * shape.hidden_size))
     ends = 0 if _adapters_alone(config) else parameter_count(shape) - parameter_count(shape, embedding=False)
