@@ -473,9 +473,10 @@ def _shown(value: Any, folder: Path) -> str:
 
 @dataclass
 class Run:
-    """What a run did: seconds by step, in order."""
+    """What a run did: seconds by step, in order, and what its evaluation measured, if it measured anew."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 def run_project(folder: Path) -> Run:
@@ -490,6 +491,8 @@ def run_project(folder: Path) -> Run:
         say(f"\n$ {step.command}")
         start = time.perf_counter()
         result = step.call()
+        if step.verb == "evaluate" and result.changed:
+            done.measured = result.results
         done.seconds[step.verb] = done.seconds.get(step.verb, 0.0) + time.perf_counter() - start
         if result is not None and not isinstance(result, Path) and type(result).__str__ is not object.__str__:
             say(str(result))
@@ -497,11 +500,14 @@ def run_project(folder: Path) -> Run:
     return done
 
 
-def watch_project(folder: Path, *, every: float = 2.0, rounds: int | None = None) -> None:
+def watch_project(
+    folder: Path, *, after: Callable[[Run], None] | None = None, every: float = 2.0, rounds: int | None = None
+) -> None:
     """Run, then run again whenever a document, the settings or the pairs change; an error is shown and waited out.
 
-    `every` seconds between looks; a change must have rested for one look, so that half-copied files are not read.
-    `rounds` ends after that many runs (for tests); None goes on until Ctrl-C.
+    `after` is told each run that came to its end. `every` seconds between looks; a change must have rested for one
+    look, so that half-copied files are not read. `rounds` ends after that many runs (for tests); None goes on until
+    Ctrl-C.
     """
     seen: dict[str, tuple[int, int]] | None = None
     while rounds is None or rounds > 0:
@@ -514,7 +520,9 @@ def watch_project(folder: Path, *, every: float = 2.0, rounds: int | None = None
             if _state(folder) != now:
                 continue
         try:
-            run_project(folder)
+            done = run_project(folder)
+            if after is not None:
+                after(done)
         except Exception as error:
             if not isinstance(error, LuthierError) and not type(error).__module__.startswith("luthier."):
                 raise

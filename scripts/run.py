@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from luthier.core.console import duration
-from luthier.core.project import run_project, watch_project
+from luthier.core.project import Run, run_project, watch_project
+from luthier.core.show.evaluation import print_evaluation
 from luthier.scripts.cli import parse, run
 
 
@@ -20,7 +21,8 @@ class Command:
 
     Goes in: a project folder made by `luthier new` (its luthier.toml and its documents).
 
-    Comes out: PROJECT/build/ with corpus, tokenizer, shards, vectors, model, tuned, index and evaluation.
+    Comes out: PROJECT/build/ with corpus, tokenizer, shards, vectors, model, tuned, index and evaluation; on stdout,
+    what the evaluation measured.
 
     Example: luthier run handbook --watch
 
@@ -37,9 +39,10 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     command = parse(Command, "run", argv)
     if command.watch:
-        watch_project(command.project)
+        watch_project(command.project, after=_print_measured)
         return 0
     done = run_project(command.project)
+    _print_measured(done)
     print(f"\n{command.project} is up to date after {duration(sum(done.seconds.values()))}.")
     build = command.project / "build"
     if (report := build / "evaluation" / "report.html").is_file():
@@ -47,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any((build / name / "manifest.json").is_file() for name in ("tuned", "index")):
         print(f"  chat:   luthier chat {command.project}")
     return 0
+
+
+def _print_measured(done: Run) -> None:
+    """The tables and sentences of an evaluation that was made in this run, as the demo prints them."""
+    if done.measured:
+        print("\nBefore and after tuning:\n" if "before" in done.measured["models"] else "\nMeasured:\n")
+        print_evaluation(done.measured)
 
 
 if __name__ == "__main__":

@@ -83,10 +83,11 @@ class EvaluationQuestion:
 
 @dataclass
 class Evaluation:
-    """What `evaluate` returns: the folder and the numbers in it."""
+    """What `evaluate` returns: the folder, the numbers in it, and whether they were measured now."""
 
     out: Path
     results: dict[str, Any] = field(default_factory=dict)
+    changed: bool = True
 
 
 # ---------------------------------------------------------------- the questions
@@ -286,7 +287,7 @@ def evaluate(
     work = Artifact(out, "evaluate", settings, inputs, overwrite=overwrite)
     if work.done:
         say(f"{out} is up to date")
-        return Evaluation(out, json.loads((out / "results.json").read_text(encoding="utf-8")))
+        return Evaluation(out, json.loads((out / "results.json").read_text(encoding="utf-8")), changed=False)
     if index is not None:
         read_manifest(index, "index")  # refused now rather than after the first system's answers
     asked, leaked = question_sets(corpus, questions, Path(models[-1]) / "trained_pairs.jsonl")

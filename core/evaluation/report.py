@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from luthier.core.evaluation.samples import Sample
     from luthier.models.vectors import Vectors
 
-__all__ = ["PAGE", "SET_NAMES", "SYSTEM_NAMES", "draw_map", "table_rows", "verdict", "write_report"]
+__all__ = [
+    "BITS_COLUMNS",
+    "MAP_CAPTION",
+    "PAGE",
+    "SET_NAMES",
+    "SYSTEM_NAMES",
+    "TABLE_COLUMNS",
+    "bits_rows",
+    "draw_map",
+    "html_table",
+    "table_rows",
+    "verdict",
+    "write_report",
+]
 
 PAGE = Path(__file__).with_name("report.html")
 SET_NAMES = {
@@ -34,6 +47,9 @@ SET_NAMES = {
     "unanswerable": "unanswerable questions",
 }
 SYSTEM_NAMES = {"before": "before", "tuned": "tuned", "retrieved": "retrieved", "both": "both"}
+TABLE_COLUMNS = ("questions", "system", "n", "exact match", "F1", "right fact", "'not found'")
+BITS_COLUMNS = ("held-out text", "system", "bytes", "bits per byte", "95%")
+MAP_CAPTION = "on the first two principal components; where names would overlap, the rarer one's point has none."
 COLOURS = {"before": "#b9b1a4", "tuned": "#9a4b1f", "retrieved": "#3f6c8f", "both": "#2f6b46"}
 
 
@@ -51,15 +67,27 @@ def _row(results: dict[str, Any], name: str, system: str) -> dict[str, Any] | No
     return next((r for r in results["table"] if r["set"] == name and r["system"] == system), None)
 
 
+def _memorised(tuned: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """What the share of trained questions answered word for word says, and what it does not."""
+    share = tuned["exact_match"]
+    if share["value"] == 0:
+        return "Nothing was memorised: train longer or on fewer pairs before asking what the model understands."
+    if before and share["value"] <= before["exact_match"]["value"]:
+        return "Tuning added nothing to it."
+    if before and share["low"] <= before["exact_match"]["high"]:
+        return "The intervals overlap: whether training added anything, so few answers cannot tell."
+    return "This shows that training works, not that the model understands."
+
+
 def verdict(results: dict[str, Any]) -> list[str]:
     """Plain sentences about what this run measured; see the module's head."""
     lines = []
     before, tuned = _row(results, "trained", "before"), _row(results, "trained", "tuned")
-    if tuned:
+    if tuned and tuned["exact_match"]["n"]:
         was = f" (before tuning: {percent(before['exact_match'])})" if before else ""
         lines.append(
             f"Memorisation: of {tuned['n']} trained questions the tuned model answers {percent(tuned['exact_match'])} "
-            f"word for word{was}. This shows that training works, not that the model understands."
+            f"word for word{was}. {_memorised(tuned, before)}"
         )
     for name in ("paraphrase", "rephrased"):
         before, tuned, both = (_row(results, name, system) for system in ("before", "tuned", "both"))
@@ -119,22 +147,17 @@ def table_rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str, s
                 percent(r["not_found"]),
             )
         )
+    return sorted(rows, key=lambda row: list(SET_NAMES.values()).index(row[0]))
+
+
+def bits_rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of (text, system, bytes, bits per byte, 95% interval), as text; none where no text was held out."""
     bits = results.get("bits_per_byte") or {}
-    for system in ("before", "tuned"):
-        if system in bits:
-            b = bits[system]
-            rows.append(
-                (
-                    "bits per byte, held-out text",
-                    system,
-                    f"{b['bytes']:,} bytes",
-                    f"{b['value']:.3f}",
-                    f"[{b['low']:.3f}, {b['high']:.3f}]",
-                    "",
-                    "",
-                )
-            )
-    return sorted(rows, key=lambda row: list(SET_NAMES.values()).index(row[0]) if row[0] in SET_NAMES.values() else 99)
+    return [
+        ("company text", system, f"{b['bytes']:,}", f"{b['value']:.3f}", f"[{b['low']:.3f}, {b['high']:.3f}]")
+        for system in ("before", "tuned")
+        if (b := bits.get(system))
+    ]
 
 
 # ---------------------------------------------------------------- pictures
@@ -177,11 +200,12 @@ def draw_rates(results: dict[str, Any]) -> str:
     axes.set_xticks(
         range(len(names)), [SET_NAMES[n].replace(", ", ",\n").replace(" (", "\n(") for n in names], fontsize=8
     )
-    axes.set_ylim(0, 1.2)
+    axes.set_ylim(0, 1)
     axes.set_ylabel("right fact in the answer")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8, ncols=len(systems), loc="upper right")
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1.02), "borderaxespad": 0}
+    axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8, ncols=len(systems), **above)
     return _svg(figure)
 
 
@@ -276,17 +300,22 @@ def _figure(title: str, svg: str | None, caption: str) -> str:
     return f"<h2>{html.escape(title)}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
 
 
-def _table(results: dict[str, Any]) -> str:
-    head = "".join(
-        f"<th>{h}</th>" for h in ("questions", "system", "n", "exact match", "F1", "right fact", "“not found”")
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first two columns are words and whose others are numbers, headers as their cells."""
+
+    def line(cell: str, texts: Sequence[str]) -> str:
+        number = (" class=number" if i > 1 else "" for i in range(len(texts)))
+        return "".join(f"<{cell}{n}>{html.escape(text)}</{cell}>" for n, text in zip(number, texts, strict=True))
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{line("th", columns)}</tr></thead><tbody>{body}</tbody></table></div>\n'
     )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=number' if i > 1 else ''}>{html.escape(c)}</td>" for i, c in enumerate(row))
-        + "</tr>"
-        for row in table_rows(results)
-    )
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _tables(results: dict[str, Any]) -> str:
+    bits = bits_rows(results)
+    return html_table(TABLE_COLUMNS, table_rows(results)) + (html_table(BITS_COLUMNS, bits) if bits else "")
 
 
 def _samples(samples: Iterable[Sample]) -> str:
@@ -339,7 +368,7 @@ def write_report(
     )
     figures += _figure("Loss curves", draw_losses(models), "Training loss as logged in each model's metrics.jsonl.")
     for folder in vectors:
-        caption = f"The commonest tokens of {folder.name} on the first two principal components."
+        caption = f"The commonest tokens of {folder.name} {MAP_CAPTION}"
         figures += _figure(f"Map of the vectors: {folder.name}", draw_map(load_vectors(folder)), caption)
     if corpus is not None:
         svg, sentence = draw_tokens(models[-1], corpus)
@@ -349,7 +378,7 @@ def write_report(
         title="Before and after: what the model learned",
         lead=html.escape("Models: " + ", ".join(f"{name} ({p})" for name, p in results["models"].items())),
         verdict="".join(f"<li>{html.escape(line)}</li>" for line in verdict(results)),
-        table=_table(results),
+        table=_tables(results),
         figures=figures,
         samples=_samples(samples),
     )

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from luthier.core.evaluation.report import PAGE, draw_map
+from luthier.core.evaluation.report import MAP_CAPTION, PAGE, draw_map, html_table
 
 if TYPE_CHECKING:
     from luthier.core.evaluation.word_sets import Score
@@ -34,20 +34,13 @@ def vectors_page(name: str, vectors: Vectors, scores: Sequence[Score], most: int
     """(the map as an SVG document, the page as HTML)."""
     svg = draw_map(vectors, most) or '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>\n'
     style = PAGE.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")[0]
-    head = "".join(f"<th>{cell}</th>" for cell in HEAD)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=number' if n > 1 else ''}>{html.escape(c)}</td>" for n, c in enumerate(row))
-        + "</tr>"
-        for row in score_rows(scores)
-    )
     lead = html.escape(f"{name}: {len(vectors):,} vectors of {vectors.dim} numbers")
     return svg, (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Vectors</title>\n<style>{style}'
         f'</style>\n</head>\n<body>\n<main>\n<h1>What these vectors know</h1>\n<p class="lead">{lead}</p>\n'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
+        f"{html_table(HEAD, score_rows(scores))}"
         '<p class="note">Similarity is Spearman’s rank correlation, analogies the share answered right, categories the '
         "purity of clusters; all times 100. A set of which under 70% could be asked is not counted.</p>\n"
-        f"<h2>Map</h2><figure>{svg}<figcaption>The commonest words on the first two principal components."
+        f"<h2>Map</h2><figure>{svg}<figcaption>The commonest words {MAP_CAPTION}"
         "</figcaption></figure>\n</main>\n</body>\n</html>\n"
     )

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.artifacts import read_json
-from luthier.core.evaluation.report import table_rows, verdict
+from luthier.core.evaluation.report import BITS_COLUMNS, TABLE_COLUMNS, bits_rows, table_rows, verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["print_evaluation", "show_evaluation"]
 
-COLUMNS = ("questions", "system", "n", "exact match", "F1", "right fact", "'not found'")
-
 
 def print_evaluation(results: dict[str, Any]) -> None:
-    """Print the before/after table and the sentences of the report to stdout."""
+    """Print the tables and the sentences of the report to stdout."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(*COLUMNS, box=None, padding=(0, 1), header_style="bold")
-    for column in table.columns[2:]:
-        column.justify = "right"
-        column.no_wrap = True
-    previous = ""
-    for row in table_rows(results):
-        table.add_row("" if row[0] == previous else row[0], *row[1:])
-        previous = row[0]
     console = Console()
     if not console.is_terminal:
         console.width = 140
-    console.print(table)
-    console.print()
+    for columns, rows in ((TABLE_COLUMNS, table_rows(results)), (BITS_COLUMNS, bits_rows(results))):
+        if rows:
+            console.print(_table(columns, rows))
+            console.print()
     for line in verdict(results):
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Words to the left, numbers to the right; what a row shares with the one above is said once."""
+    from rich.table import Table
+
+    table = Table(*columns, box=None, padding=(0, 1), header_style="bold")
+    for column in table.columns[2:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for above, row in zip([("",), *rows], rows, strict=False):
+        table.add_row("" if row[0] == above[0] else row[0], *row[1:])
+    return table
 
 
 def show_evaluation(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from luthier.core.artifacts import read_json, read_manifest
 from luthier.core.assistant.opening import open_assistant
+from luthier.core.evaluation.report import bits_rows, table_rows
 
 Demo = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -65,11 +66,16 @@ def test_a_second_run_redoes_nothing_and_a_changed_document_what_depends_on_it(s
     done = luthier("run", str(folder), cwd=folder.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {p: p.stat().st_mtime_ns for p in (folder / "build").glob("*/manifest.json")} == before
+    assert "exact match" not in done.stdout  # measured before, and not again
     volatile = next(p for p in sorted((folder / "documents").rglob("*.md")) if "news" in p.as_posix())
     volatile.write_text(volatile.read_text() + "\n\nOn 3 May the workshop shows a new parlour guitar.\n")
     done = luthier("run", str(folder), cwd=folder.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     changed = {p.parent.name for p, at in before.items() if p.stat().st_mtime_ns != at}
+    assert "Before and after tuning:" in done.stdout
+    measured = read_json(folder / "build" / "evaluation" / "results.json")
+    for cells in (*table_rows(measured), *bits_rows(measured)):
+        assert any(all(cell in line for cell in cells[1:]) for line in done.stdout.splitlines()), cells
     assert changed == {"corpus", "index", "evaluation"}  # nothing that is trained: not for the news of the day
     assert {p.parent.name for p in before} - changed == {
         *("tokenizer", "shards", "vectors-word2vec", "vectors-glove", "model", "tuned")

@@ -123,10 +123,12 @@ def test_watch_sees_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         runs.append(sorted(d["path"] for d in read_manifest(path / "build" / "corpus")["documents"]))
         if len(runs) == 1:
             (path / "documents" / "yew.md").write_text(page("yew", 9))
-        return Run()
+        return Run(measured={"round": len(runs)})
 
     monkeypatch.setattr(project_module, "run_project", run_and_add)
-    watch_project(folder, every=0.01, rounds=2)
+    told: list[Run] = []
+    watch_project(folder, after=told.append, every=0.01, rounds=2)
+    assert [run.measured for run in told] == [{"round": 1}, {"round": 2}]
     assert "yew.md" not in runs[0]
     assert runs[1] == sorted([*runs[0], "yew.md"])
 
@@ -145,7 +147,8 @@ def test_watch_waits_an_error_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return Run()
 
     monkeypatch.setattr(project_module, "run_project", fails_once)
-    watch_project(folder, every=0.01, rounds=2)
-    assert calls == [0, 1]
+    told: list[Run] = []
+    watch_project(folder, after=told.append, every=0.01, rounds=2)
+    assert calls == [0, 1] and len(told) == 1
     with pytest.raises(ZeroDivisionError):  # a defect is no message
         watch_project(folder, every=0.01, rounds=1)
