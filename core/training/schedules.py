@@ -5,7 +5,8 @@
     cosine     ▁▇▇▅▃▁▁    half a cosine to `floor` (Loshchilov & Hutter 2017, arXiv:1608.03983)
     wsd        ▁▇▇▇▇▄▁    warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): a line over the last `decay` share
 
-A run of WSD can be lengthened later, because until the decay begins it does not depend on the number of steps.
+WSD's stable part is the same whatever the number of steps, so Hu et al. go on from there with runs of other lengths.
+Here warm-up and decay are shares of the steps: a run of more steps is another run from its first step.
 """
 
 from __future__ import annotations
