@@ -109,9 +109,9 @@ def rope_reference(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The reference in three passes over memory; contiguous whatever x is."""
+    """The reference in three passes over memory; contiguous, and of x's dtype, whatever x and the tables are."""
     a, b = x.chunk(2, dim=-1)
-    out = x.contiguous() * torch.cat((cos, cos), dim=-1)
+    out = (x.contiguous() * torch.cat((cos, cos), dim=-1)).to(x.dtype)
     left, right = out.chunk(2, dim=-1)
     left.addcmul_(b, sin, value=-1)
     right.addcmul_(a, sin)

@@ -32,6 +32,15 @@ def test_rope(shape: tuple[int, ...], within_budget: Callable[..., None], random
     within_budget(with_tables(rope), with_tables(rope_reference), [strided])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tables_in_float32_leave_the_dtype(dtype: torch.dtype, random: Callable[..., Tensor]) -> None:
+    """As under autocast, where weights, and so the tables, are in float32."""
+    x, tables = random(2, 9, 3, 16, dtype=dtype), rope_table(frequencies(16, 1e4), 9)
+    turned, exact = rope(x, *tables), rope_reference(x.double(), *tables)
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
 def test_rope_depends_on_the_distance_only(random: Callable[..., Tensor]) -> None:
     """q at place m and k at place n give the same product for equal m − n, and rotation keeps lengths."""
     cos, sin = rope_table(frequencies(32, 1e4), 100, torch.float64)
