@@ -42,11 +42,13 @@ class ConfigError(InputError):
 
 
 class DocumentError(InputError):
-    """One document cannot be read. `rule` names the reason as it stands in `rejected.jsonl`."""
+    """One document cannot be read. `rule` names the reason as it stands in `rejected.jsonl`, `value` what was measured
+    against it."""
 
-    def __init__(self, rule: str, message: str) -> None:
+    def __init__(self, rule: str, message: str, value: float = 0) -> None:
         super().__init__(message)
         self.rule = rule
+        self.value = value
 
 
 class ArtifactError(LuthierError):

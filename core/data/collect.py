@@ -184,7 +184,7 @@ def build_documents(
     readable = [(e, modified) for e, modified in extractions if e.error is None]
     for entry, modified in extractions:
         if entry.error is not None:
-            rejected.append(_rejected(_bare(entry, modified), entry.error[0], 0, entry.error[1]))
+            rejected.append(_rejected(_bare(entry, modified), entry.error[0], entry.value, entry.error[1]))
     documents, parts = _clean_all(readable, config)
     rejected += parts
     for path_patterns in ("volatile", "validation"):
@@ -243,7 +243,8 @@ def _clean_all(
 
 def _part(document: Document, line: str, pages: list[int]) -> dict[str, Any]:
     """The row of a running line: part of a document, which itself is kept."""
-    row = _rejected(document, "running-line", len(pages), f"on pages {', '.join(map(str, pages[:20]))}")
+    where = f"on page{'' if len(pages) == 1 else 's'} {', '.join(map(str, pages[:20]))}"
+    row = _rejected(document, "running-line", len(pages), where)
     return {**row, "text": line, "spans": [], "part": True}
 
 

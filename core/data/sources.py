@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -145,8 +146,8 @@ def _made_by_luthier(folder: Path) -> bool:
 
 @dataclass
 class Extraction:
-    """What a reader made of one file, as kept between runs. `error` is (rule, message) where it could not be read;
-    `attachments` are the ids of the documents inside."""
+    """What a reader made of one file, as kept between runs. `error` is (rule, message) where it could not be read,
+    `value` what was measured then; `attachments` are the ids of the documents inside."""
 
     id: str
     path: str
@@ -159,6 +160,7 @@ class Extraction:
     metadata: dict[str, str] = field(default_factory=dict)
     attachments: list[str] = field(default_factory=list)
     error: tuple[str, str] | None = None
+    value: float = 0
 
 
 def document_id(path: str, sha256: str) -> str:
@@ -222,7 +224,7 @@ class Extractions:
         try:
             extracted = _read(file, data)
         except DocumentError as error:
-            entry.error = (error.rule, str(error))
+            entry.error, entry.value = (error.rule, str(error)), error.value
         else:
             entry.media_type, entry.title = extracted.media_type, extracted.title
             entry.blocks = [asdict(block) for block in extracted.blocks]
@@ -258,7 +260,8 @@ def _read(file: Path, data: bytes | None) -> Extracted:
         raise
     except Exception as error:
         logging.getLogger("luthier").debug("reading %s", file, exc_info=True)
-        raise DocumentError("unreadable", f"{file}: {type(error).__name__}: {error}") from error
+        what = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))  # a place in memory is another one each time
+        raise DocumentError("unreadable", f"{file}: {type(error).__name__}: {what}") from error
 
 
 def _named(attachments: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:

@@ -44,12 +44,15 @@ def read_image(file: Path, data: bytes) -> Extracted:
             note = f"confidence {found.confidence:.0%}" if found.paragraphs else "no text recognised"
             out.notes.append(f"page {number}: {note}")
             pages.append(found.paragraphs)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # whose own text names a place in memory, another one each time
+        raise DocumentError("unreadable", f"{file}: a damaged picture: it cannot be opened") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DocumentError("unreadable", f"{file}: a damaged picture: {error}") from error
     out.blocks = headed_blocks(pages)
     if not out.blocks and best > 0:
         message = f"{file}: recognised with a confidence of {best:.0%}, below {LEAST_CONFIDENCE:.0%}"
-        raise DocumentError("low-confidence", f"{message}\nPhotograph or scan it again, larger or sharper.")
+        how = "Photograph or scan it again, larger or sharper."
+        raise DocumentError("low-confidence", f"{message}\n{how}", round(best, 4))
     if len(pages) == 1:
         out.blocks = [Block(b.text, b.kind, 1, b.level) for b in out.blocks]
     return out

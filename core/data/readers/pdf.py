@@ -58,7 +58,7 @@ def read_pdf(file: Path, data: bytes) -> Extracted:
 
         best = max(score for score, _ in scores)
         message = f"{file}: recognised with a confidence of {best:.0%}, below {LEAST_CONFIDENCE:.0%}"
-        raise DocumentError("low-confidence", f"{message}\nScan it again, larger or sharper.")
+        raise DocumentError("low-confidence", f"{message}\nScan it again, larger or sharper.", round(best, 4))
     return out
 
 

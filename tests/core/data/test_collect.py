@@ -32,7 +32,7 @@ class Reader:
         if text.startswith("!!"):
             raise DocumentError("unreadable", f"{file}: KeyError: 'x'")
         if text.startswith("!"):
-            raise DocumentError(text[1:].strip(), f"{file}: {text[1:].strip()}")
+            raise DocumentError(text[1:].strip(), f"{file}: {text[1:].strip()}", 0.61 * (text == "!low-confidence"))
         out = Extracted([], "text/plain")
         for part in text.split("\n\n"):
             if match := re.match(r"@(\S+): (.*)", part, re.DOTALL):
@@ -120,10 +120,22 @@ def test_every_way_to_fail_is_recorded_and_the_run_goes_on(folder: Path, tmp_pat
     }
     assert rows["bad-encrypted.txt"]["message"].endswith("encrypted")
     assert rows["short.txt"]["value"] == 2
+    assert {path: row["value"] for path, row in rows.items() if path.startswith("bad-") and row["value"]} == {
+        "bad-low-confidence.txt": 0.61
+    }
     assert summary.unreadable == 7
     assert summary.rejected["exact-duplicate"] == 1
     assert summary.read == summary.kept + 9
     assert "unreadable" in str(summary)
+
+
+def test_a_broken_reader_is_told_alike_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Extracted:
+        raise ValueError(f"no end in {object()!r}")
+
+    monkeypatch.setattr("luthier.core.data.readers.read.read_document", broken)
+    with pytest.raises(DocumentError, match=r"^a\.txt: ValueError: no end in <object object>$"):
+        sources._read(Path("a.txt"), b"x")
 
 
 def test_a_near_copy_names_what_it_is_like_and_how_much(folder: Path, tmp_path: Path, reader: Reader) -> None:
@@ -152,6 +164,7 @@ def test_running_lines_stand_in_rejected_as_parts(folder: Path, tmp_path: Path, 
         ("Fretwork and Sons", 4),
         *((str(n), 1) for n in range(1, 5)),
     }
+    assert {row["message"] for row in parts} == {"on pages 1, 2, 3, 4", *(f"on page {n}" for n in range(1, 5))}
     assert summary.rejected == {}
 
 

@@ -210,7 +210,7 @@ def test_low_confidence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data in (("a.pdf", pdf(picture())), ("a.jpg", picture())):
         with pytest.raises(DocumentError, match="62%") as caught:
             read_document(Path(name), data)
-        assert caught.value.rule == "low-confidence"
+        assert (caught.value.rule, caught.value.value) == ("low-confidence", pytest.approx(0.62))
     found = read(pdf(picture(), lines(72, 700, "A page of text that has more letters than a stamp or a page number.")))
     assert found.notes == ["page 1: left out, recognised with a confidence of only 62%"]
 
