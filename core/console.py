@@ -69,9 +69,10 @@ def _lines(title: str, total: float | None, unit: str) -> Callable[..., None]:
     return advance
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 document`, `12,345 documents`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    """`1 document`, `12,345 documents`, `2.5 epochs`."""
+    shown = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

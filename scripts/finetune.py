@@ -19,8 +19,9 @@ class Command:
     """Tune a model on question-and-answer pairs, conversations or preferences; only the assistant's words are trained.
 
     Goes in: a model folder, our own or a Llama-like one of Hugging Face's; questions.jsonl of a corpus (stable pairs
-    of the training split are used, in all their wordings), or JSON lines of conversations (OpenAI messages, ShareGPT,
-    Alpaca, prompt and completion); for --objective dpo, JSON lines of preferences (prompt, chosen, rejected).
+    of the training split are used, in all their wordings), or JSON lines of conversations (OpenAI messages without
+    tool calls, ShareGPT, Alpaca, prompt and completion); for --objective dpo, JSON lines of preferences (prompt,
+    chosen, rejected).
 
     Comes out: a Hugging Face model folder with metrics.jsonl and trained_pairs.jsonl, every wording that was trained;
     with --lora-rank an adapter folder in PEFT's format, which opens like a model, or with --merge a model again.

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHATML_TEMPLATE",
+    "OWN_PAIRS",
     "Conversation",
     "Mark",
     "Message",
@@ -134,6 +135,8 @@ def check_example(tokenizer: Tokenizer, ids: np.ndarray, trained: np.ndarray, wh
 
 # ---------------------------------------------------------------- reading
 
+OWN_PAIRS = 'write pairs into pairs.jsonl, and pairs = ["pairs.jsonl"] under [project] in luthier.toml.'
+
 
 def read_conversations(path: Path) -> list[Conversation]:
     """Read a JSONL file (or .jsonl.gz, or one JSON list) of conversations. Each row may be in any of these forms:
@@ -143,14 +146,18 @@ def read_conversations(path: Path) -> list[Conversation]:
         {"instruction": "…", "input": "…", "output": "…"}                     Alpaca (input optional; or response)
         {"prompt": "…", "completion": "…"}                                    prompt and completion, texts or messages
 
-    Raises InputError naming file, line and field of the first row that cannot be used.
+    Tools are not read: a row in which one is called is an error. Raises InputError naming file, line and field of the
+    first row that cannot be used.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file\nGive a JSONL file of conversations.")
     found = [Conversation(_messages(row, where), where) for where, row in rows_of(path)]
     if not found:
-        raise InputError(f"{path} holds no conversation")
+        raise InputError(
+            f"{path} holds no conversation: expected JSON lines with {' or '.join(FORMS)}, or pairs, "
+            f'{{"question": "…", "answer": "…"}}\nIn a project: {OWN_PAIRS}'
+        )
     return found
 
 
@@ -231,6 +238,7 @@ def side(row: Mapping[str, Any], field: str, role: str, where: str) -> tuple[Mes
 
 FORMS = {"messages": _openai, "conversations": _sharegpt, "instruction": _alpaca, "prompt": _completion}
 ROLE_NAMES = {role: role for role in ROLES} | {"developer": "system"}
+TOOLS = ("tool_calls", "function_call")
 SHAREGPT_NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", **ROLE_NAMES}
 
 
@@ -244,6 +252,9 @@ def _turns(row: Mapping[str, Any], field: str, where: str) -> list[tuple[str, Ma
 
 def _message(turn: Mapping[str, Any], role: str, content: str, roles: Mapping[str, str], where: str) -> Message:
     name = turn.get(role)
+    called = [key for key in TOOLS if turn.get(key)] + ["a tool's answer"] * (name in ("tool", "function"))
+    if called:
+        raise InputError(f"{where}: {called[0]}: tool calls are not read, texts only\nLeave such conversations out.")
     if not isinstance(name, str) or name not in roles:
         near = did_you_mean(name, roles) if isinstance(name, str) else ""
         raise InputError(f"{where}: field '{role}' is {name!r}{near} Expected {', '.join(roles)}")

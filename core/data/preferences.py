@@ -44,7 +44,9 @@ def read_preferences(path: Path) -> list[Preference]:
         raise InputError(f"{path}: no such file\nGive a JSONL file of preferences: prompt, chosen, rejected.")
     found = [_preference(row, where) for where, row in rows_of(path)]
     if not found:
-        raise InputError(f"{path} holds no preference")
+        raise InputError(
+            f'{path} holds no preference: expected JSON lines, {{"prompt": "…", "chosen": "…", "rejected": "…"}}'
+        )
     return found
 
 

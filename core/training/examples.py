@@ -97,11 +97,13 @@ def read_pairs(data: Sequence[Path]) -> Found:
 
 
 def _holds_questions(path: Path) -> bool:
-    """Whether a file is rows of questions rather than conversations: by the keys of its first row."""
+    """Whether a file is rows of questions rather than conversations: by the keys of its first row, if it has one."""
     if path.is_dir() or not path.is_file() or path.suffix == ".gz":
         return path.is_dir()
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
+    if not first and path.name == "questions.jsonl":  # documents that gave no pair
+        return True
     return b'"question"' in first and b'"messages"' not in first and b'"conversations"' not in first
 
 

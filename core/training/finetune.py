@@ -291,9 +291,14 @@ def _source(function: Any) -> str:
 
 
 def _nothing(found: Found, data: Sequence[Path], objective: str) -> str:
+    from luthier.core.data.conversations import OWN_PAIRS
+
     read = ", ".join(str(path) for path in data) or "no file"
     why = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-    how = 'Make some with `luthier questions CORPUS`, or write your own: {"question": "…", "answer": "…"}, one a line.'
+    how = (
+        'Make some with `luthier questions CORPUS`, or write your own: {"question": "…", "answer": "…"}, one a line.\n'
+        f"In a project whose documents give none: {OWN_PAIRS}"
+    )
     if objective == "dpo":
         how = 'Write {"prompt": "…", "chosen": "…", "rejected": "…"}, one a line.'
     return f"nothing to train on in {read}" + (f": {why}" if why else "") + f"\n{how}"
@@ -323,7 +328,7 @@ def _say_plan(
     for reason, count in found.left_out.items():
         say(f"  left out     {count:,} {reason}")
     text = f", {config.replay_share:.0%} of the trained tokens plain text from {replay}" if replay else ""
-    say(f"  steps        {run['steps']:,} of {config.batch_size} examples: {config.epochs:g} epochs{text}")
+    say(f"  steps        {run['steps']:,} of {config.batch_size} examples: {counted(config.epochs, 'epoch')}{text}")
     say_held_out(run)
     say_work(run, config, model.config, first, trained, frozen)
     say(f"  optimizer    {_optimizer(config)}, learning rate {rate:.1e}, {config.schedule}")

@@ -285,7 +285,17 @@ def test_mixed_rows_input_lists_and_gzip(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "field 'content' is no text"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "field 'messages': no message of the assistant"),
         ('{"conversations": [{"from": "human", "value": 3}]}', "conversations[0]: field 'value' is no text"),
-        ('{"conversations": [{"from": "tool", "value": "x"}]}', "conversations[0]: field 'from' is 'tool'"),
+        ('{"conversations": [{"from": "bot", "value": "x"}]}', "conversations[0]: field 'from' is 'bot'"),
+        (
+            '{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]}',
+            "a.jsonl:2: messages[0]: tool_calls: tool calls are not read, texts only\nLeave such conversations out.",
+        ),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "messages[0]: a tool's answer: tool calls are not read"),
+        ('{"conversations": [{"from": "tool", "value": "x"}]}', "conversations[0]: a tool's answer: tool calls"),
+        (
+            '{"prompt": "x", "completion": [{"role": "assistant", "content": "y", "function_call": {"name": "z"}}]}',
+            "completion[0]: function_call: tool calls are not read",
+        ),
         ('{"instruction": "x", "output": ""}', "a.jsonl:2: field 'output' is empty"),
         ('{"instruction": "x", "input": 3, "output": "y"}', "a.jsonl:2: field 'input' is no text"),
         ('{"prompt": "x", "response": "y"}', "a.jsonl:2: field 'completion' is missing (the row has prompt, response)"),
@@ -303,7 +313,10 @@ def test_a_broken_row_is_named(tmp_path: Path, row: str, message: str) -> None:
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_conversations(tmp_path / "missing.jsonl")
-    for content, message in ((b"\n", "holds no conversation"), (b'{"prompt": "\xe9"}', "not UTF-8 at byte 12")):
+    for content, message in (
+        (b"\n", "holds no conversation: expected .* messages or"),
+        (b'{"prompt": "\xe9"}', "not UTF-8 at byte 12"),
+    ):
         (tmp_path / "a.jsonl").write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_conversations(tmp_path / "a.jsonl")

@@ -162,6 +162,9 @@ def test_it_refuses_without_pairs_and_says_why(base, tmp_path):
     rows = write_rows(tmp_path / "q.jsonl", ROWS[3:])
     with pytest.raises(TrainingError, match=r"nothing to train on(.|\n)*1 volatile(.|\n)*1 pairs of the validation"):
         finetune(base / "model", [rows], tmp_path / "tuned")
+    (tmp_path / "questions.jsonl").write_text("")  # of a project whose documents give no pair
+    with pytest.raises(TrainingError, match=r"nothing to train on(.|\n)*pairs = \[\"pairs.jsonl\"\] under \[project\]"):
+        finetune(base / "model", [tmp_path / "questions.jsonl"], tmp_path / "tuned")
     with pytest.raises(TrainingError, match=r"no example fits into 8 tokens"):
         finetune(base / "model", [write_rows(tmp_path / "q.jsonl", ROWS)], tmp_path / "t", FinetuneConfig(context=8))
     long = [{**ROWS[1], "held_out": ["How long, " + "very long, " * 40 + "do strings last?"]}]
