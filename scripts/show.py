@@ -33,7 +33,7 @@ class Command:
 
     path: tyro.conf.Positional[tuple[Path, ...]]
     """What to show. Several training runs: their curves in one picture, and the settings that differ."""
-    step: int = 0
+    step: int | None = None
     """A step of a training run: the document and page of everything in its batch."""
     text: str | None = None
     """A text to try a tokenizer or model on, or a question for an index."""

@@ -86,13 +86,28 @@ def _rejections(console: Console, rejected: Sequence[dict[str, Any]]) -> None:
     lines = counted(len(rejected) - len(whole), "running line")
     _say(console, f"\nLeft out: {counted(len(whole), 'document')}, {lines}")
     table = Table("path", "rule", "value", "reason", box=None, padding=(0, 1), header_style="bold")
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for row in (whole + [r for r in rejected if r.get("part")])[:REJECTED_ROWS]:
         value = row["value"]["similarity"] if isinstance(row["value"], dict) else row["value"]
-        reason = f"“{row['text']}” {row['message']}" if row.get("part") else row["message"]
-        table.add_row(*(_escaped(str(cell)) for cell in (row["source"]["path"], row["rule"], value, reason)))
+        reason = f"“{row['text']}” {row['message']}" if row.get("part") else _reason(row)
+        path = _shortened(row["source"]["path"], console.width // 3)
+        table.add_row(*(_escaped(str(cell)) for cell in (path, row["rule"], value, reason)))
     console.print(table)
     if len(rejected) > REJECTED_ROWS:
         _say(console, f"… and {len(rejected) - REJECTED_ROWS:,} more in rejected.jsonl")
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Why, without the file that the message begins with: it stands in the row already."""
+    before, found, why = row["message"].partition(f"{row['source']['path'].rsplit('/', 1)[-1]}: ")
+    return why if found and (not before or before.endswith(("/", "\\"))) else row["message"]
+
+
+def _shortened(path: str, most: int) -> str:
+    """A path of at most so many characters: its middle is left out, since names that differ do so at the end."""
+    end = 2 * most // 3
+    return path if len(path) <= most else f"{path[: most - end - 1]}…{path[-end:]}"
 
 
 def _escaped(text: str) -> str:

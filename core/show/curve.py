@@ -32,10 +32,17 @@ def show_losses(path: Path) -> None:
         return
     vectors = (path.parent / "vocabulary.jsonl").is_file()
     print(f"{path}: loss of {counted(len(losses), 'step')}, {'of a pair' if vectors else 'in nats a trained token'}")
-    print(f"first {losses[0]:.3f}, last {losses[-1]:.3f}, least {min(losses):.3f}\n")
+    print(f"at the first step {losses[0]:.3f}, at the last step {losses[-1]:.3f}, least {min(losses):.3f}\n")
     print("\n".join(curve(losses)))
-    last = f"step {rows[-1].get('step', len(rows))}"
-    print(f"{'':>8}step 1{last:>{max(1, min(WIDTH, len(losses)) - 6)}}")
+    print(f"{'':>8}{_axis(rows[0].get('step', 1), rows[-1].get('step', len(rows)), min(WIDTH, len(losses)))}")
+
+
+def _axis(first: int, last: int, width: int) -> str:
+    """The first and the last step under the ends of a curve; one phrase where the curve is too narrow for both."""
+    left, right = f"step {first}", f"step {last}"
+    if width > len(left) + len(right):
+        return f"{left}{right:>{width - len(left)}}"
+    return left if first == last else f"steps {first} to {last}"
 
 
 def curve(values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) -> list[str]:
@@ -68,7 +75,7 @@ def show_curves(folders: Sequence[Path]) -> None:
     rows = [[row for row in read_jsonl(file) if "loss" in row] for file in files]
     for mark, folder, file, run in zip(MARKS, folders, files, rows, strict=False):
         held = [row["validation_loss"] for row in read_jsonl(file) if "validation_loss" in row]
-        ends = f"loss {run[-1]['loss']:.3f} after {counted(run[-1]['step'], 'step')}" if run else "no step yet"
+        ends = f"loss {run[-1]['loss']:.3f} at the last step ({run[-1]['step']:,})" if run else "no step yet"
         print(f"{mark}  {folder}: {ends}{f', {held[-1]:.3f} on held-out text' if held else ''}")
     _print_differences(files)
     for axis in ("steps", "tokens", "seconds"):
@@ -128,12 +135,12 @@ def _added_up(clock: Sequence[tuple[int, float]]) -> dict[int, float]:
 
 
 def _print_differences(files: Sequence[Path]) -> None:
-    """The settings and inputs in which runs differ, a line each."""
+    """The settings and inputs in which runs differ, a line each; what no run has is none, known or not."""
     known = [_settings(file.parent) for file in files]
     names = sorted({name for settings in known for name in settings})
     for name in names:
         values = [settings.get(name, "not known") for settings in known]
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values) and not {*values} <= {"None", "not known"}:
             print(f"   {name}: " + ", ".join(f"{mark} {value}" for mark, value in zip(MARKS, values, strict=False)))
 
 

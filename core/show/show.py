@@ -53,7 +53,7 @@ def show(
     report: Path | None = None,
     near: Sequence[str] = (),
     analogy: Sequence[str] = (),
-    step: int = 0,
+    step: int | None = None,
     others: Sequence[Path] = (),
     page: Path | None = None,
     column: str = COLUMN,
@@ -68,7 +68,7 @@ def show(
     kernels.
     """
     path, wish = Path(path), Wish(text, word, report, near, analogy, page, column)
-    if step:
+    if step is not None:
         from luthier.core.show.step import show_step
 
         return show_step(path, step)

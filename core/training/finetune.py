@@ -70,12 +70,15 @@ class FinetuneSummary:
             return f"{self.out} is up to date"
         if self.objective == "dpo":
             took = f"{counted(self.steps, 'step')} in {duration(self.seconds)}"
-            return f"{counted(self.pairs, 'preference')}, {took}\nloss {self.loss:.3f} (0.693 where none is preferred)"
+            return (
+                f"{counted(self.pairs, 'preference')}, {took}\n"
+                f"loss {self.loss:.3f}, mean of the last tenth of the steps (0.693 where none is preferred)"
+            )
         held_out = f", {self.held_out_loss:.3f} on wordings held out" if self.held_out_loss is not None else ""
         return (
             f"{counted(self.pairs, 'pair')} in {counted(self.examples, 'wording')}, {counted(self.steps, 'step')} in "
             f"{duration(self.seconds)}\n"
-            f"loss {self.loss:.3f} nats a trained token{held_out}"
+            f"loss {self.loss:.3f} nats a trained token, mean of the last tenth of the steps{held_out}"
         )
 
 

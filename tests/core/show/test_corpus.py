@@ -46,6 +46,33 @@ def test_a_corpus(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert part in out
 
 
+def test_a_long_path_keeps_its_name_and_a_reason_leaves_the_file_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = "handbook/general-information-and-resources/business-and-operations/billing_policy.md"
+    rows = [
+        (deep, "no-text", f"/home/me/documents/{deep}: no text found"),
+        ("mail/a.eml/report.pdf", "unreadable", "report.pdf: a damaged PDF: no end"),
+        ("b.txt", "few-letters", "not b.txt: few-letters 0.1"),
+    ]
+    with Artifact(tmp_path / "corpus", "collect", {}, {}) as work:
+        kept = Document("1", TEXT, Source("care.md", "0" * 64, "text/markdown"), [Span(0, 18, 0, "heading")])
+        write_jsonl(work.folder / "documents.jsonl", [kept.to_row()])
+        rejected = [{"source": {"path": p}, "rule": rule, "value": 0, "message": said} for p, rule, said in rows]
+        write_jsonl(work.folder / "rejected.jsonl", rejected)
+    show_corpus(tmp_path / "corpus")
+    lines = capsys.readouterr().out.splitlines()
+    for ends, reason in (
+        (("handbook/gen", "/billing_policy.md"), "no text found"),
+        (("mail/a.eml/report.pdf",) * 2, "a damaged PDF: no end"),
+        (("b.txt",) * 2, "not b.txt: few-letters 0.1"),
+    ):
+        path, _, rest = next(line for line in lines if line.strip().startswith(ends[0])).strip().partition("  ")
+        assert path.endswith(ends[1]) and len(path) <= 40
+        assert rest.split(None, 2)[2] == reason
+    assert "/home/me" not in "".join(lines)
+
+
 def test_questions(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_questions(corpus)
     capsys.readouterr()

@@ -84,10 +84,38 @@ def test_json_lines_are_known_by_their_keys(tmp_path: Path, capsys: pytest.Captu
     assert "1 conversation." in (out := capsys.readouterr().out) and "⟦Hello⟧" in out
     write_jsonl(file, [{"step": n, "loss": 4 - n / 10} for n in range(1, 31)])
     show(file)
-    assert "first 3.900, last 1.000, least 1.000" in (out := capsys.readouterr().out) and "step 30" in out
+    assert "at the first step 3.900, at the last step 1.000, least 1.000" in (out := capsys.readouterr().out)
+    assert f"{'':8}step 1{'step 30':>24}\n" in out
     write_jsonl(file, [{"question": "Why?", "set": "volatile", "x": 1}, {}])
     show(file)
     assert "2 lines of JSON with the keys question, set, x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "axis"),
+    [(1, "step 1"), (8, "steps 1 to 8"), (12, "steps 1 to 12"), (13, "steps 1 to 13"), (14, "step 1 step 14")],
+)
+def test_a_short_curve_names_its_ends_apart(
+    tmp_path: Path, steps: int, axis: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": n, "loss": 4 - n / 10} for n in range(1, steps + 1)])
+    show(tmp_path / "metrics.jsonl")
+    assert capsys.readouterr().out.splitlines()[-1] == " " * 8 + axis
+
+
+def test_two_runs_and_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that one run has not and the other does not know is none of either."""
+    for name, loss, settings in (
+        ("a", 5.536, {"batch_size": 8, "base": None, "vectors": None, "seed": 0}),
+        ("b", 4.25, {"batch_size": 4, "vectors": "v", "seed": 0}),
+    ):
+        with Artifact(tmp_path / name, "pretrain", settings, {}) as work:
+            write_jsonl(work.folder / "metrics.jsonl", [{"step": n, "loss": loss} for n in range(1, 1201)])
+    show(tmp_path / "a", others=[tmp_path / "b"])
+    out = capsys.readouterr().out
+    assert "loss 5.536 at the last step (1,200)\n" in out and "loss 4.250 at the last step (1,200)\n" in out
+    assert "   batch_size: a 8, b 4\n   vectors: a None, b v\n" in out
+    assert "base:" not in out and "seed" not in out
 
 
 def test_a_project_says_what_is_built(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +153,7 @@ def test_a_tokenizer_and_a_model_without_manifest(tmp_path: Path, capsys: pytest
     write_jsonl(tmp_path / "trained_pairs.jsonl", [{"question": "Top?", "answer": "Spruce.", "path": "wood.md"}])
     show(tmp_path)
     out = capsys.readouterr().out
-    assert "first 5.000, last 4.000" in out
+    assert "at the first step 5.000, at the last step 4.000" in out
     assert "A training example (wood.md)" in out and "⟦Spruce.<|im_end|>⟧" in out
 
 

@@ -236,6 +236,9 @@ def test_show_a_step_and_two_curves(place, tmp_path, capsys):
     show(place / "model", step=7)
     told = capsys.readouterr().out
     assert "step 7 of" in told and "batch 6, loss" in told and "part" in told and "tokens 0 to" in told
+    for verb in ("show", "replay"):
+        assert cli.main([verb, str(place / "model"), "--step", "0"]) == 1
+        assert "model has no step 0: its steps are 1 to " in capsys.readouterr().err
     other = replace(CONFIG, batch_size=2, keep="last")
     pretrain(place / "shards", tmp_path / "other", other, tokenizer=place / "tokenizer")
     show(place / "model", others=[tmp_path / "other"])
