@@ -90,16 +90,20 @@ class IndexConfig:
 
 @dataclass
 class IndexSummary:
-    """What is in an index: documents and chunks by form and kind, and the size of the file in bytes."""
+    """What is in an index: documents, the known answers that are a person's and of no document (`own`), chunks by form
+    and kind, and the size of the file in bytes."""
 
     documents: int = 0
     forms: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     vectors: int = 0
     size: int = 0
+    own: int = 0
 
     def __str__(self) -> str:
-        rows = [("documents", self.documents), *self.forms.items(), *self.kinds.items()]
+        rows = [("documents", self.documents), *self.forms.items()]
+        rows += [("  of them your own pairs", self.own)] if self.own else []  # below the known answers, which are last
+        rows += self.kinds.items()
         rows += [("dimensions of the vectors", self.vectors), ("bytes", self.size)]
         return "\n".join(f"{name:<28}{count:>12,}" for name, count in rows)
 
@@ -192,7 +196,8 @@ def _write(
                 _insert(database, number, chunk)
                 advance()
         about = {"similarity": config.similarity if vectors is not None else 0.0, "chunks": len(chunks)}
-        about["documents"] = len({c.path for c in chunks})
+        documents = {c.path for c in chunks if c.form != "pair"}
+        about["documents"], about["own_pairs"] = len(documents), sum(c.path not in documents for c in chunks)
         if vectors is not None:
             about["dimensions"] = _write_vectors(database, folder, chunks, Path(vectors), tokenizer)
         database.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
@@ -375,4 +380,7 @@ def summary(folder: Path) -> IndexSummary:
             forms[{"sentence": "sentences", "row": "table rows", "pair": "known answers"}[chunk.form]] += 1
             kinds[chunk.kind] += 1
         size = (folder / FILE).stat().st_size
-        return IndexSummary(index.about["documents"], dict(forms), dict(kinds), index.about.get("dimensions", 0), size)
+        about = index.about
+        return IndexSummary(
+            about["documents"], dict(forms), dict(kinds), about.get("dimensions", 0), size, about.get("own_pairs", 0)
+        )

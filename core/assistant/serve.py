@@ -79,9 +79,7 @@ def parse_request(body: bytes, models: Mapping[str, str]) -> ChatRequest:
         raise RequestError("the request's body must be a JSON object", code="invalid_json")
     model = _typed(row, "model", str, "a text", required=True)
     if model not in models:
-        hint = did_you_mean(model, models)
-        message = f"no model '{model}'{hint} Known: {', '.join(models)}"
-        raise RequestError(message, param="model", code="model_not_found", status=404)
+        raise _no_model(model, models)
     if _typed(row, "n", int, "a whole number", 1) != 1:
         raise RequestError("field 'n': only 1 answer is given", param="n")
     most = _typed(row, "max_completion_tokens", int, "a whole number", row.get("max_tokens"))
@@ -97,6 +95,11 @@ def parse_request(body: bytes, models: Mapping[str, str]) -> ChatRequest:
         _typed(row, "stream", bool, "true or false", False),
         bool(options.get("include_usage", False)),
     )
+
+
+def _no_model(name: str, models: Mapping[str, str]) -> RequestError:
+    message = f"no model '{name}'{did_you_mean(name, models) or '.'} Known: {', '.join(models)}"
+    return RequestError(message, param="model", code="model_not_found", status=404)
 
 
 def _typed(
@@ -299,7 +302,7 @@ def application(opened: Opened) -> Starlette:
     async def model(request: Request) -> Response:
         name = request.path_params["model"]
         if name not in known:
-            raise RequestError(f"no model '{name}'", param="model", code="model_not_found", status=404)
+            raise _no_model(name, known)
         return JSONResponse(described(name))
 
     async def completions(request: Request) -> Response:

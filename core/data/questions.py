@@ -69,7 +69,7 @@ class QuestionsConfig:
         for rule in self.rules:
             if rule not in RULE_NAMES:
                 raise ConfigError(
-                    f"rules: no rule '{rule}'{did_you_mean(rule, RULE_NAMES)} Known: {', '.join(RULE_NAMES)}"
+                    f"rules: no rule '{rule}'{did_you_mean(rule, RULE_NAMES) or '.'} Known: {', '.join(RULE_NAMES)}"
                 )
         for name in ("max_per_document", "max_per_table", "max_answer_words", "phrasings", "held_out"):
             if getattr(self, name) < 0:

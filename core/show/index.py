@@ -22,7 +22,9 @@ def show_index(folder: Path, text: str | None = None) -> None:
     none."""
     with open_index(folder) as index:
         about = index.about
-        print(f"{folder}: an index of {counted(about['chunks'], 'chunk')} of {counted(about['documents'], 'document')}")
+        own = f" and {counted(about['own_pairs'], 'pair')} of your own" if about.get("own_pairs") else ""
+        sources = f"{counted(about['documents'], 'document')}{own}"
+        print(f"{folder}: an index of {counted(about['chunks'], 'chunk')} of {sources}")
         chunks = list(index.chunks())
         for title, values in (("form", (FORMS[c.form] for c in chunks)), ("kind", (c.kind for c in chunks))):
             print(f"{title}: " + ", ".join(f"{name} {n:,}" for name, n in Counter(values).most_common()))

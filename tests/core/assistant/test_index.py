@@ -117,6 +117,21 @@ def test_manifest_names_documents_and_counts_are_reported(tmp_path: Path, corpus
     assert summary.size == (tmp_path / "out" / FILE).stat().st_size and "table rows" in str(summary)
 
 
+def test_a_persons_pair_is_no_document(
+    tmp_path: Path, corpus: Path, questions: list[Question], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from luthier.core.show.index import show_index
+
+    of_a_document = Question("9", "What splits?", "Dry air cracks spruce.", path="care.md", start=1, end=2)
+    write_jsonl(corpus / "questions.jsonl", (q.to_row() for q in (*questions, of_a_document)))
+    summary = build_index(corpus, tmp_path / "out")
+    assert (summary.documents, summary.own, summary.forms["known answers"]) == (len(DOCUMENTS), 1, 2)
+    rows = [line.rsplit(maxsplit=1) for line in str(summary).splitlines()]
+    assert rows[0] == ["documents", str(len(DOCUMENTS))] and ["  of them your own pairs", "1"] in rows
+    show_index(tmp_path / "out")
+    assert f" chunks of {len(DOCUMENTS)} documents and 1 pair of your own\n" in capsys.readouterr().out
+
+
 def test_the_vocabulary_counts_sentences_as_a_loop_does(index: Path) -> None:
     """FTS5's counts, which the idf rests on, against counting by hand."""
     with open_index(index) as opened:
