@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from luthier.core.artifacts import read_jsonl
 from luthier.core.console import say
@@ -29,6 +30,8 @@ class Stretch:
     end: int
     differs_at: int | None = None
     """The first step whose line in metrics.jsonl came out otherwise."""
+    differs_in: str = ""
+    """What of that line, with both numbers."""
     weights: str = ""
     """The first weight that differs at the end; empty if none does."""
     compared: bool = True
@@ -58,7 +61,7 @@ class Verified:
             weights = "losses and weights" if s.compared else "losses (no weights are kept at its end)"
             found = f"{weights} bit-equal"
             if s.differs_at is not None:
-                found = f"DIFFERS, first at step {s.differs_at}"
+                found = f"DIFFERS, first at step {s.differs_at}: {s.differs_in}"
             elif s.weights:
                 found = f"DIFFERS: every loss is the same, but {s.weights} is another at the end"
             lines.append(f"steps {s.start + 1} to {s.end}: {found}")
@@ -92,9 +95,18 @@ def _again(run: Run, stretch: Stretch) -> None:
         made = {row["step"]: row for row in read_jsonl(place / "metrics.jsonl") if "loss" in row}
     for row in run.rows:
         if "loss" in row and stretch.start < row["step"] <= stretch.end and made.get(row["step"]) != row:
-            stretch.differs_at = row["step"]
+            stretch.differs_at, stretch.differs_in = row["step"], _differences(row, made.get(row["step"], {}))
             return
     stretch.weights, stretch.compared = _weights_differ(run, stretch.end)
+
+
+def _differences(recorded: dict[str, Any], made: dict[str, Any]) -> str:
+    """The entries of a line in which it is not the one that was made again."""
+    parts = []
+    for name in {**recorded, **made}:
+        was, now = recorded.get(name, "not"), made.get(name, "not")
+        parts += [f"{name} is {was} in metrics.jsonl, {now} made again"] * (was != now)
+    return "; ".join(parts)
 
 
 def _weights_differ(run: Run, step: int) -> tuple[str, bool]:

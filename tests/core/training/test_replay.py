@@ -122,7 +122,8 @@ def test_a_changed_record_is_found_at_its_step(place, tmp_path, loss):
     (model / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     found = verify(model, segments=4)
     assert [s.differs_at for s in found.stretches] == [None, 10, None, None]
-    assert "steps 7 to 12: DIFFERS, first at step 10" in str(found)
+    told = f"loss is {float(loss)!r} in metrics.jsonl, {row['loss']!r} made again"
+    assert f"steps 7 to 12: DIFFERS, first at step 10: {told}\n" in str(found)
     assert not replay(model, 10).exact
 
 
