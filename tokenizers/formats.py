@@ -143,7 +143,7 @@ def _from_json(file: Path) -> Tokenizer:
     _check_model(file, model)
     _check_after(file, whole)
     vocab: dict[str, int] = _part(file, model, "vocab")
-    added = {a["content"]: a for a in whole.get("added_tokens") or []}
+    added = {a["content"]: a for a in whole.get("added_tokens") or [] if a["content"] != _free(a.get("id", -1))}
     for content, token in added.items():
         for flag in ("lstrip", "rstrip", "single_word"):
             if token.get(flag):
@@ -359,10 +359,19 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     }
 
 
+def _free(i: int) -> str:
+    """What an id that nobody has is called in a file."""
+    return f"<|free_{i}|>"
+
+
 def _added_json(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Special and added tokens. `tokenizers` counts on from the vocabulary's size whatever ids a file gives, so that an
+    id which nobody has (cl100k's 100256) gets a name."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     both = [(i, t, True) for t, i in tokenizer.special_tokens.items()]
     both += [(i, t, False) for t, i in tokenizer.added_tokens.items()]
+    taken = {i for i, _, _ in both}
+    both += [(i, _free(i), True) for i, token in enumerate(tokenizer.tokens) if not token and i not in taken]
     return [{"id": i, "content": text, **flags, "special": special} for i, text, special in sorted(both)]
 
 

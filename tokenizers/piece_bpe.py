@@ -96,6 +96,7 @@ class PieceBpeTokenizer:
             self.kinds[unk_id] = Kind.UNKNOWN
         control = {self.pieces[i]: int(i) for i in np.flatnonzero(self.kinds == Kind.CONTROL)}
         self.special_tokens = dict(control if special_tokens is None else special_tokens)
+        self.added_tokens: dict[str, int] = {}  # a byte-level tokenizer may have some; here they are special ones
         self.eos_token = first_of(self.special_tokens, eos_token, "</s>", "<|endoftext|>", "<eos>")
         self.pad_token = first_of(self.special_tokens, pad_token, "<pad>", "<|pad|>", self.eos_token)
         self.tokens = [

@@ -145,12 +145,13 @@ def mark_id(tokenizer: Tokenizer, mark: str) -> int | None:
     return {**tokenizer.added_tokens, **tokenizer.special_tokens}.get(mark)
 
 
-def encode_mark(tokenizer: Tokenizer, mark: str, template: Template) -> Sequence[int]:
-    """A mark's special token; where the tokenizer has none, its end of text for the end, plain text for the start."""
-    number = mark_id(tokenizer, mark)
-    if number is not None:
-        return [number]
-    return [tokenizer.eos_id] if mark == template.stop else [int(i) for i in tokenizer.encode_ordinary(str(mark))]
+def special_id(tokenizer: Tokenizer, piece: str, template: Template) -> int | None:
+    """The special token that a piece becomes: a mark's own, or for the end of a turn the tokenizer's end of text; None
+    for text, and for a mark that is written out because the tokenizer has none."""
+    if not isinstance(piece, Mark):
+        return None
+    number = mark_id(tokenizer, piece)
+    return tokenizer.eos_id if number is None and piece == template.stop else number
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

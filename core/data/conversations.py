@@ -43,9 +43,9 @@ from luthier.core.data.chat_templates import (
     Mark,
     Template,
     chat_template,
-    encode_mark,
     pieces,
     prompt_pieces,
+    special_id,
     stop_ids,
     template_of,
 )
@@ -108,14 +108,23 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: T
 def _encode(
     tokenizer: Tokenizer, parts: Iterable[tuple[str, bool]], template: Template
 ) -> tuple[np.ndarray, np.ndarray]:
-    ids = [np.empty(0, np.int32)]
-    trained = [np.empty(0, bool)]
-    for (mark, train), run in groupby(parts, lambda part: (isinstance(part[0], Mark), part[1])):
-        texts = [text for text, _ in run]
-        stretches = [encode_mark(tokenizer, text, template) for text in texts] if mark else None
-        for piece in stretches or [tokenizer.encode_ordinary("".join(texts))]:
-            ids.append(np.asarray(piece, np.int32))
-            trained.append(np.full(len(piece), train))
+    """What stands between two special tokens is cut into tokens as a whole, as transformers cuts what it renders; a
+    token that begins before an answer is not of the answer."""
+    ids, trained = [np.empty(0, np.int32)], [np.empty(0, bool)]
+    known = ((special_id(tokenizer, piece, template), piece, train) for piece, train in parts)
+    for special, run in groupby(known, lambda part: part[0] is not None):
+        numbers, texts, trains = zip(*run, strict=True)
+        flags = np.repeat(trains, 1 if special else [len(text) for text in texts])
+        if special:
+            own = np.array(numbers, np.int32)
+        elif flags.all() or not flags.any():
+            own = tokenizer.encode_ordinary("".join(texts))
+            flags = np.full(len(own), flags.any())
+        else:
+            own, places = tokenizer.offsets("".join(texts))
+            flags = flags[[min(start, len(flags) - 1) for start, _ in places]]
+        ids.append(own)
+        trained.append(flags)
     return np.concatenate(ids), np.concatenate(trained)
 
 

@@ -396,6 +396,18 @@ def test_ranks_by_their_usual_name(name):
     assert tokenizer.pattern == pattern
 
 
+@pytest.mark.skipif(DATA is None, reason="needs LUTHIER_TEST_DATA")
+@pytest.mark.parametrize("name", RANKS)
+def test_ids_that_nobody_has_shift_no_special_token(name, tmp_path):
+    """cl100k_base has no token 100,256, and `tokenizers` counts added tokens on from the vocabulary's size."""
+    ours = load_tokenizer(Path(str(DATA)) / "vocab" / f"{name}.tiktoken")
+    save_tokenizer(ours, tmp_path)
+    theirs = HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
+    assert {text: theirs.token_to_id(text) for text in ours.special_tokens} == ours.special_tokens
+    again = load_tokenizer(tmp_path)
+    assert again.special_tokens == ours.special_tokens and again.tokens == ours.tokens
+
+
 def test_ranks_by_another_name(tmp_path):
     (tmp_path / "mine.tiktoken").write_text("IQ== 0\n")
     with pytest.raises(TokenizerFileError, match=r"mine\.tiktoken: ranks do not say how text is cut.*cl100k_base"):

@@ -174,6 +174,19 @@ def test_ids_equal_transformers_with_a_foreign_tokenizer(tmp_path: Path, foreign
     compare(tmp_path, foreign)
 
 
+@pytest.mark.parametrize(
+    "name", ["llama2_tokenizer.model", "mistral_v1.model", "pegasus_unigram_tokenizer.json", "cl100k_base.tiktoken"]
+)
+def test_ids_equal_transformers_with_published_vocabularies(tmp_path: Path, data: Path, name: str) -> None:
+    """None has ChatML's marks: those of pieces put a space before what follows a special token, and only there."""
+    from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
+
+    ours = load_tokenizer(data / "vocab" / name)
+    ours.chat_template = chat_template(ours)
+    save_tokenizer(ours, tmp_path)
+    compare(tmp_path, ours)
+
+
 def compare(folder: Path, ours: Tokenizer) -> None:
     """Ids of whole conversations and of prompts through transformers, and its own mask where the template marks what
     the assistant generates."""
