@@ -3,8 +3,10 @@ the models'."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from luthier.kernels.attention import attention
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.rope import frequencies, rope, rope_table
 from luthier.kernels.swiglu import swiglu
+from luthier.models.checkpoints import load_model, save_model
 from luthier.models.config import flops_per_token, parameter_count, presets, training_bytes
 from luthier.models.transformer import Transformer
+from luthier.tokenizers.bpe_train import train_bpe
+from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "transformer.md").read_text(encoding="utf-8")
 
@@ -63,6 +68,36 @@ def test_the_lines_of_the_gate() -> None:
     x, gate, up, down = draw(2, 5, 8), draw(12, 8), draw(12, 8), draw(8, 12)
     y = run("swiglu", x=x, Wgate=gate, Wup=up, Wdown=down)["y"]
     torch.testing.assert_close(y, swiglu(x @ gate.T, x @ up.T) @ down.T)
+
+
+def test_the_lines_of_longer_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run as they stand, and leave a folder that opens with its tokenizer."""
+    (block,) = re.findall(r"(?m)^ {4}from pathlib import Path\n(?:(?: {4}.*)?\n)+?(?=\S)", PAGE)
+    tokenizer = train_bpe(["The soundboard is spruce. The bridge is maple. "] * 4, 280)
+    config = replace(presets["demo"], vocab_size=280, num_hidden_layers=1)
+    monkeypatch.chdir(tmp_path)
+    save_model(Transformer(config), Path("model"))
+    save_tokenizer(tokenizer, Path("model"))
+    exec(compile(re.sub(r"(?m)^ {4}", "", block), "docs/transformer.md: longer", "exec"), {})
+    scaling = load_model("longer").config.rope_scaling
+    assert load_model("longer").config.context == 4096 and scaling is not None and scaling.rope_type == "yarn"
+    assert list(load_tokenizer(Path("longer")).encode("spruce")) == list(tokenizer.encode("spruce"))
+    assert json.loads(Path("longer/generation_config.json").read_text())["eos_token_id"]
+
+
+def test_a_tied_head_names_the_token_itself_before_training_only() -> None:
+    model = Transformer(presets["demo"])
+    rows = torch.arange(model.config.vocab_size)
+
+    def named() -> float:
+        with torch.no_grad():
+            said = (model.norm(model.embed_tokens.weight) @ model.head_weight.T).argmax(-1)
+        return float((said == rows).float().mean())
+
+    assert model.config.tie_word_embeddings and named() == 1
+    with torch.no_grad():
+        model.embed_tokens.weight[7] *= 30  # one row is longer, as training makes them
+    assert named() < 0.9
 
 
 def test_the_table_of_presets() -> None:
