@@ -62,8 +62,13 @@ class CheckpointError(ValueError):
 
 
 def hub_folder(folder: Path | str) -> Path:
-    """The folder itself; for `hub:owner/name` the folder that the hub's files were downloaded to, once."""
+    """The folder itself; for `hub:owner/name` the folder that the hub's files were downloaded to, once. Raises
+    CheckpointError for a checkpoint that a run keeps to go on from: its tensors are named otherwise."""
     name = str(folder)
+    if (Path(folder) / "state.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a checkpoint of a run\nMake a model folder of it: luthier export {folder} --out model"
+        )
     if not name.startswith(HUB):
         return Path(folder)
     try:

@@ -157,12 +157,12 @@ class ModelConfig:
         if self.head_dim is None and self.hidden_size % H:
             raise ModelConfigError(
                 f"num_attention_heads = {H} do not fit into hidden_size = {self.hidden_size}: "
-                "choose a divisor of it, or set head_dim"
+                "choose a divisor of it, or give a head_dim in config.json"
             )
         if self.hidden_size % H and self.model_type == "llama":
             raise ModelConfigError(
                 f"num_attention_heads = {H} do not divide hidden_size = {self.hidden_size}, as transformers demands of "
-                "llama: model_type = 'mistral' is the same decoder and may"
+                "llama; with model_type 'mistral' in config.json, the same decoder, they need not"
             )
         if (self.head_size % 2 or self.head_size < 2) and not self.learned_positions:
             raise ModelConfigError(

@@ -98,6 +98,7 @@ def quantize_q8_0(x: np.ndarray) -> np.ndarray:
 
 
 def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    pattern = getattr(tokenizer, "pattern", None)  # SentencePiece's have none
     gpt2 = config.model_type == "gpt2"
     scaling, act = config.rope_scaling and config.rope_scaling.rope_type, "gelu_new" if gpt2 else "silu"
     wrong = {
@@ -107,7 +108,8 @@ def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
         and (scaling == "dynamic" or ARCHITECTURES.get(config.model_type) != "llama"),
         "attention with biases of the type qwen3": config.model_type == "qwen3" and config.attention_bias,
         f"a feed-forward part with {config.hidden_act}": config.hidden_act != act,
-        f"a tokenizer that splits by {tokenizer.pattern!r}": tokenizer.pattern not in SPLITTERS,
+        "a tokenizer of SentencePiece's pieces": pattern is None,
+        f"a tokenizer that splits by {pattern!r}": pattern not in SPLITTERS,
         "a tokenizer with a normalizer": bool(tokenizer.normalizer),
     }
     for what, is_so in wrong.items():

@@ -18,7 +18,8 @@ from luthier.scripts.cli import parse, run
 class Command:
     """Write a model in the forms that other programs read, and test that it says the same in them.
 
-    Goes in: a model folder with its tokenizer; adapters are merged into their base.
+    Goes in: a model folder with its tokenizer; adapters are merged into their base. Or a checkpoint that a run kept
+    (--keep every): RUN/step-00000500.
 
     Comes out: a Hugging Face folder, and with --gguf a file for llama.cpp in it. A few prompts are answered greedily by
     the model, by the exported folder (opened by transformers where it is installed) and by the server; if one token
@@ -30,7 +31,7 @@ class Command:
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder of the model."""
+    """Folder of the model, or of a run's checkpoint."""
     out: Path = Path("exported")
     """Folder for the export."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

@@ -39,7 +39,8 @@ class Command:
     shards: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of shards."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer that made the shards; saved beside the weights."""
+    """Folder of the tokenizer that made the shards; saved beside the weights. Without it: the base model's, or the copy
+    that the shards hold."""
     base: Path | None = None
     """Folder of a model to go on from, with its shape, or hub:owner/name, which is then downloaded; without it, a new
     model is made."""

@@ -39,7 +39,7 @@ from luthier.core.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from luthier.tokenizers.bpe import Tokenizer
 
-__all__ = ["EncodeConfig", "EncodeSummary", "encode", "tokenizer_hash"]
+__all__ = ["EncodeConfig", "EncodeSummary", "encode", "tokenizer_file", "tokenizer_hash"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 SECTION = 64_000  # characters
@@ -135,7 +135,7 @@ def _one_corpus(inputs: Sequence[Path]) -> None:
 
 def tokenizer_hash(path: Path) -> str:
     """sha256 of a tokenizer's tokenizer.json (or SentencePiece .model), whatever folder (a model's, too) it lies in."""
-    file = _tokenizer_file(Path(path))
+    file = tokenizer_file(Path(path))
     if not file.is_file():
         raise InputError(
             f"{file} does not exist\nGive a folder with a tokenizer.json; luthier train-tokenizer makes one."
@@ -143,7 +143,7 @@ def tokenizer_hash(path: Path) -> str:
     return hash_file(file)
 
 
-def _tokenizer_file(path: Path) -> Path:
+def tokenizer_file(path: Path) -> Path:
     """The file that says what the tokenizer does: tokenizer.json, or tokenizer.model where there is no other."""
     if not path.is_dir():
         return path
@@ -154,7 +154,7 @@ def _tokenizer_file(path: Path) -> Path:
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer beside the ids, so that whoever has the shards can read them."""
     home = source if source.is_dir() else source.parent
-    file = _tokenizer_file(source)
+    file = tokenizer_file(source)
     shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else "tokenizer.json"))
     if (home / "tokenizer_config.json").is_file():
         shutil.copyfile(home / "tokenizer_config.json", folder / "tokenizer_config.json")
@@ -200,9 +200,10 @@ def _write(
 
 
 def placed(texts: Iterable[Text], validation_fraction: float) -> Iterator[Text]:
-    """The texts with their split decided: those of files by the hash of their text, long ones in sections. Until one is
-    held out, the section that would be next waits with its copies: at the end they are, if another is there to train on
-    and no document of a corpus or general text says the same."""
+    """The texts with their split decided: those of files by the hash of their text, long ones in sections, each called
+    `file:line` by the line that it begins with. Until one is held out, the section that would be next waits with its
+    copies: at the end they are, if another is there to train on and no document of a corpus or general text says the
+    same."""
     waits: list[Text] = []
     least, held_out, others = 1.0, validation_fraction == 0, False
     fixed: set[float] = set()
@@ -214,9 +215,11 @@ def placed(texts: Iterable[Text], validation_fraction: float) -> Iterator[Text]:
                 fixed.add(_share(text.text))
             yield text
             continue
+        line = 1
         for section in sections(text.text):
-            share = _share(section)
-            one = Text(section, "validation" if share < validation_fraction else "train", -1, text.name)
+            name = text.name if len(section) == len(text.text) else f"{text.name}:{line}"
+            line, share = line + section.count("\n"), _share(section)
+            one = Text(section, "validation" if share < validation_fraction else "train", -1, name)
             held_out |= one.split == "validation"
             if held_out or share > least:
                 others = True

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.artifacts import Artifact, read_jsonl
+from luthier.core.artifacts import Artifact, read_json, read_jsonl
 from luthier.core.console import counted, say
 from luthier.core.errors import ConfigError, InputError, TrainingError
 
@@ -77,28 +77,60 @@ class ExportSummary:
 def export(
     model: Path, out: Path, config: ExportConfig | None = None, *, prompts: Sequence[str] = (), overwrite: bool = False
 ) -> ExportSummary:
-    """Write the model folder `model` as a Hugging Face folder `out`, with GGUF on request, and test it on `prompts`.
+    """Write the model folder `model`, or a checkpoint that a run kept (`RUN/step-…`), as a Hugging Face folder `out`,
+    with GGUF on request, and test it on `prompts`.
 
     Raises InputError if it is no model with a tokenizer, TrainingError if the self-test fails; nothing is left then.
     """
-    from luthier.core.training.runs import open_base, save
-    from luthier.tokenizers.formats import load_tokenizer
+    from luthier.core.training.runs import save
 
     config, model = config or ExportConfig(), Path(model)
-    if not (model / "tokenizer.json").is_file() and not (model / "tokenizer.model").is_file():
-        raise InputError(f"{model} has no tokenizer: nothing can be put to it\nGive the --out of pretrain or finetune.")
+    if not model.is_dir():
+        raise InputError(f"{model}: no such folder\nGive the --out of pretrain or finetune.")
     work = Artifact(out, "export", asdict(config), {"model": model}, overwrite=overwrite)
     if work.done:
         return ExportSummary(Path(out), changed=False)
     with work, _nothing_left(work.folder):
-        trained, tokenizer = open_base(model, None), load_tokenizer(model)
-        save(trained, work.folder, model, model)
+        trained, tokenizer, base = _opened(model)
+        save(trained, work.folder, tokenizer, base)
         if config.gguf != "none":
             _gguf(trained, tokenizer, work.folder, config, model.name)
         asked = list(prompts) or _questions(model, config.prompts)
         opened_by = self_test(trained, tokenizer, work.folder, asked, config.max_new_tokens)
         files = [p.name for p in work.folder.iterdir() if p.suffix in (".gguf", ".safetensors")]
     return ExportSummary(work.out, len(asked), opened_by, sorted(files))
+
+
+def _opened(folder: Path) -> tuple[Transformer, Tokenizer, Path | None]:
+    """Model and tokenizer, adapters merged, and the folder whose config.json names its special tokens."""
+    from luthier.core.training.checkpoint import STATE
+    from luthier.core.training.runs import open_base
+    from luthier.tokenizers.formats import load_tokenizer
+
+    if (folder / STATE).is_file():
+        return _of_checkpoint(folder)
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        raise InputError(
+            f"{folder} has no tokenizer: nothing can be put to it\nGive the --out of pretrain or finetune."
+        )
+    return open_base(folder, None), load_tokenizer(folder), folder
+
+
+def _of_checkpoint(place: Path) -> tuple[Transformer, Tokenizer, Path | None]:
+    """The model as its run had it at that step, the run taken from the folder that the checkpoint lies in."""
+    from luthier.core.training.checkpoint import load_checkpoint
+    from luthier.core.training.replay import open_run
+    from luthier.core.training.runs import RUN
+    from luthier.models.lora import merge_adapters
+
+    run = open_run(place.resolve().parent)
+    if run.tokenizer is None:
+        raise InputError(f"{place.parent} was trained without a tokenizer: nothing can be put to its model")
+    model = run.arguments["model"]
+    load_checkpoint(place, model, run.arguments["optimizers"])
+    given = read_json(run.folder / RUN)["given"]
+    base = given.get("base") or given.get("model")
+    return merge_adapters(model), run.tokenizer, Path(base) if base else None
 
 
 @contextlib.contextmanager

@@ -17,18 +17,19 @@ Legend: B rows of a batch, T tokens a row (`context`), V vocabulary, C hidden si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.artifacts import Artifact, hash_file
+from luthier.core.artifacts import Artifact
 from luthier.core.console import counted, duration, say
+from luthier.core.data.encode import tokenizer_file, tokenizer_hash
 from luthier.core.errors import ConfigError, InputError, TrainingError
 from luthier.core.training.curves import check_curves
 from luthier.core.training.out_of_memory import memory_told
 from luthier.core.training.plan import quiet_unless, say_plan
 from luthier.core.training.pretrain_batches import held_out_batches, mixture, steps_of
-from luthier.core.training.pretrain_config import VALIDATION_TOKENS, PretrainConfig, model_config, rate_of
+from luthier.core.training.pretrain_config import VALIDATION_TOKENS, PretrainConfig, model_config, rate_of, shape_file
 from luthier.core.training.runs import check_context, open_base, sampler, save, settings, write_run
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def pretrain(
 
     `base`, a model's folder, is gone on from; its shape then replaces the preset's. `vectors` start a new model's
     embedding, or those rows of a base's that a grown vocabulary adds; `tokenizer`, the one that made the shards, is
-    saved beside the weights (left out: the base's). `plan` only says what would be done and whether it fits. Raises
-    ArtifactError or InputError if the inputs do not fit together, TrainingError if there is nothing to train on.
+    saved beside the weights (left out: the base's, or the copy in the shards). `plan` only says what would be done and
+    whether it fits. Raises ArtifactError or InputError if the inputs do not fit together, TrainingError if there is
+    nothing to train on.
     """
     from luthier.core.training.checkpoint import PATTERN
     from luthier.core.training.execution import use_machine
@@ -93,11 +95,13 @@ def pretrain(
     check_curves(config)
     folders = [shards] if isinstance(shards, str | Path) else list(shards)
     base = None if base is None else hub_folder(base)
-    given = Given(tuple(Path(f) for f in folders), base, _path(vectors), _path(tokenizer or base))
+    given = Given(tuple(Path(f) for f in folders), base, _path(vectors), _path(tokenizer or base or _own(folders)))
     given.check(config)
     # Left out, it is the work that it was when the number was the default
     tokens = VALIDATION_TOKENS if config.validation_tokens is None else config.validation_tokens
     named = {**settings(config), "validation_tokens": tokens}
+    if shape := shape_file(config.model):  # known by what it holds, found from wherever the run is replayed
+        named["model"], config = shape.name, replace(config, model=str(shape.resolve()))
     if plan:  # whatever there is in `out`
         given.check_held_out(config)
         with quiet_unless(start_workers(config.parallel).main), memory_told(config):
@@ -105,7 +109,13 @@ def pretrain(
             say_plan(prepare(config, given, plan=True), config)
         return PretrainSummary(Path(out))
     work = Artifact(
-        out, "pretrain", named, given.inputs(), overwrite=overwrite, caches=("tensorboard",), progress=PATTERN
+        out,
+        "pretrain",
+        named,
+        {**given.inputs(), "shape": shape},
+        overwrite=overwrite,
+        caches=("tensorboard",),
+        progress=PATTERN,
     )
     if work.done:
         return PretrainSummary(Path(out), changed=False)
@@ -145,6 +155,7 @@ class Given:
     def check(self, config: PretrainConfig) -> None:
         """Raises if they do not fit together, before anything is made."""
         from luthier.core.data.shards import open_shards
+        from luthier.tokenizers.formats import TokenizerFileError, load_tokenizer, tokenizer_files
 
         if config.weights and len(config.weights) != len(self.shards):
             raise ConfigError(f"{len(config.weights)} weights for {len(self.shards)} folders of shards: one each")
@@ -152,6 +163,8 @@ class Given:
             raise ConfigError("mup_base_width is for new weights: with --base, give a learning rate alone")
         if self.base is None and config.scale_positions:
             raise ConfigError("scale_positions is for a base model: without --base, a new one is trained at --context")
+        if self.base is not None and not self.base.is_dir():
+            raise InputError(f"{self.base}: no such folder\nGive a model's folder, or hub:owner/name.")
         opened = [open_shards(folder, "train") for folder in self.shards]
         for one in opened:
             if not len(one.tokens):
@@ -165,6 +178,15 @@ class Given:
                 )
             if self.tokenizer is not None:
                 _same_tokenizer(one, self.tokenizer)
+        if self.tokenizer is not None:
+            known = load_tokenizer(self.tokenizer)
+            try:
+                tokenizer_files(known)
+            except TokenizerFileError as error:
+                raise InputError(
+                    f"{self.tokenizer} cannot be kept beside a model's weights: {str(error).splitlines()[0]}\n"
+                    "Take a byte-level one (luthier train-tokenizer --model bpe), and encode with it."
+                ) from error
 
     def check_held_out(self, config: PretrainConfig) -> None:
         """TrainingError if measuring was asked for and there is nothing to measure on."""
@@ -292,11 +314,13 @@ def _new_model(config: PretrainConfig, vocab_size: int, plan: bool) -> Transform
     return model
 
 
+def _own(shards: list[Any]) -> Path | None:
+    """The folder of shards that holds a copy of the tokenizer which made them, if it does."""
+    return next((Path(folder) for folder in shards if tokenizer_file(Path(folder)).is_file()), None)
+
+
 def _same_tokenizer(shards: Shards, folder: Path) -> None:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(f"{folder} is not a tokenizer folder: it has no tokenizer.json")
-    if shards.tokenizer and hash_file(file) != shards.tokenizer:
+    if shards.tokenizer and tokenizer_hash(folder) != shards.tokenizer:
         raise InputError(
             f"{shards.folder} was encoded with another tokenizer than {folder}\n"
             f"Encode again: luthier encode … --tokenizer {folder} --overwrite"
@@ -319,7 +343,7 @@ def _start_from(model: Any, folder: Path, given: Given) -> None:
     known = 0 if base is None else load_tokenizer(base).vocab_size
     count = 0
     if vectors.spelling == "byte-level":
-        if (tokenizer / "tokenizer.json").is_file():
+        if tokenizer_file(tokenizer).is_file():
             check_tokens(vectors, folder / "vocabulary.jsonl", spelled_tokens(tokenizer))
         count = start_embedding(model.embed_tokens.weight, vectors) if own else start_grown(model, vectors, known)
     if not count:

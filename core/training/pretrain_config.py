@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ConfigError, did_you_mean
@@ -11,7 +12,7 @@ from luthier.core.training.loop_config import LoopConfig, check_rate
 if TYPE_CHECKING:
     from luthier.models.config import ModelConfig
 
-__all__ = ["VALIDATION_TOKENS", "PretrainConfig", "model_config", "rate_of"]
+__all__ = ["VALIDATION_TOKENS", "PretrainConfig", "model_config", "rate_of", "shape_file"]
 
 VALIDATION_TOKENS = 16_384  # most that are measured, where nothing else is said
 
@@ -21,7 +22,8 @@ class PretrainConfig(LoopConfig):
     """What model is made, of what, and for how long. 0 in a size means: as in the preset."""
 
     model: str = "demo"
-    """Preset of the model's shape: `luthier.models.config.presets`, from demo (2.4 million parameters) upwards."""
+    """Preset of the model's shape: `luthier.models.config.presets`, from demo (2.4 million parameters) upwards. Or a
+    config.json in Hugging Face's layout (or its folder): that shape, of any family read here, with new weights."""
     hidden_size: int = 0
     """Width C of the model."""
     intermediate_size: int = 0
@@ -113,18 +115,32 @@ def _check(config: Any, positive: tuple[str, ...], zero_or_more: tuple[str, ...]
 
 
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
-    """The preset with what the settings change in it."""
-    from luthier.models.config import preset, presets
+    """The preset's shape, or that of a config.json, with what the settings change in it."""
+    from luthier.models.config import presets
 
-    if config.model not in presets:
+    if file := shape_file(config.model):
+        from luthier.models.checkpoints import load_config
+
+        shape = load_config(file.parent)
+    elif config.model in presets:
+        shape = presets[config.model]
+    else:
         raise ConfigError(
-            f"model = '{config.model}': no such preset{did_you_mean(config.model, presets)}\n"
-            f"Known: {', '.join(presets)}"
+            f"model = '{config.model}': no such preset, and no folder with a config.json"
+            f"{did_you_mean(config.model, presets)}\nKnown: {', '.join(presets)}"
         )
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changed = {name: getattr(config, name) for name in sizes if getattr(config, name)}
-    longest = max(config.context, presets[config.model].max_position_embeddings)
-    return preset(config.model, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
+    longest = max(config.context, shape.max_position_embeddings)
+    return replace(shape, vocab_size=vocab_size, max_position_embeddings=longest, **changed)
+
+
+def shape_file(model: str) -> Path | None:
+    """The config.json that a shape is taken from, where `model` names no preset."""
+    from luthier.models.config import presets
+
+    place = Path(model) if Path(model).name == "config.json" else Path(model, "config.json")
+    return place if model not in presets and place.is_file() else None
 
 
 def rate_of(config: PretrainConfig, shape: ModelConfig) -> float:

@@ -183,6 +183,12 @@ def test_a_long_text_is_cut_so_that_a_part_can_be_held_out(tokenizer: Path, tmp_
     cut = [known.decode(s.document(i)[:-1]) for s in (train, validation) for i in range(len(s))]
     found = [paragraph for section in cut for paragraph in section.strip().split("\n\n")]
     assert sorted(found) == sorted(paragraphs)
+    lines = "\n\n".join(paragraphs).split("\n")
+    names = [(row["split"], row["name"]) for row in read_jsonl(tmp_path / "shards" / "sources.jsonl")]
+    for shards, split in ((train, "train"), (validation, "validation")):
+        for i, name in enumerate(name for of, name in names if of == split):
+            file, _, line = name.rpartition(":")  # by the line that it begins with
+            assert file.endswith("long.txt") and known.decode(shards.document(i)).startswith(lines[int(line) - 1])
 
 
 # ---------------------------------------------------------------- again, and with other work

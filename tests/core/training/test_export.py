@@ -228,3 +228,41 @@ def test_an_export_that_says_something_else_leaves_nothing(tmp_path, monkeypatch
     with pytest.raises(TrainingError, match=r"something else in (transformers|luthier|the server)"):
         export(folder, tmp_path / "out", ExportConfig(max_new_tokens=8))
     assert {p.name for p in tmp_path.iterdir()} <= {"model", ".out.lock"}
+
+
+def test_a_kept_checkpoint_becomes_a_model_folder(tmp_path):
+    """The weights of that step, adapters merged; the run is rebuilt from its folder."""
+    from safetensors.torch import load_file
+
+    from luthier.core.data.encode import EncodeConfig, encode
+    from luthier.core.training.finetune import FinetuneConfig, finetune
+    from luthier.core.training.pretrain import PretrainConfig, pretrain
+    from luthier.models.adapter_files import load_adapter
+    from luthier.models.lora import merge_adapters
+
+    _, tokenizer = made()
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "a.txt").write_text("The soundboard is spruce. What is it made of? " * 40)
+    encode([tmp_path / "a.txt"], tmp_path / "tokenizer", tmp_path / "shards", EncodeConfig(validation_fraction=0))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    often: dict[str, Any] = {"keep": "every", "save_every": 0, "threads": 1, "context": 64, "batch_size": 4}
+    config = PretrainConfig(**shape, num_key_value_heads=1, steps=6, evaluate_every=3, **often)
+    pretrain(tmp_path / "shards", tmp_path / "run", config)
+    export(tmp_path / "run" / "step-00000003", tmp_path / "out", ExportConfig(prompts=1, max_new_tokens=4))
+    kept, found = load_file(tmp_path / "run" / "step-00000003" / "model.safetensors"), load_model(tmp_path / "out")
+    assert all(torch.equal(kept[name], p) for name, p in found.named_parameters())
+    assert not torch.equal(load_model(tmp_path / "run").head_weight, found.head_weight)
+
+    row = {"question": "What is it made of?", "answer": "Spruce."}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    tuning = FinetuneConfig(lora_rank=2, epochs=4, **often)
+    finetune(tmp_path / "run", [tmp_path / "q.jsonl"], tmp_path / "tuned", tuning)
+    last = max((tmp_path / "tuned").glob("step-*"))
+    export(last, tmp_path / "merged", ExportConfig(prompts=1, max_new_tokens=4))
+    load_adapter(model := load_model(tmp_path / "run"), tmp_path / "tuned")  # as it was after the last step, one later
+    adapters = load_file(last / "model.safetensors")
+    assert len(adapters) == sum("adapters" in name for name, _ in model.named_parameters()) > 0
+    for name, p in model.named_parameters():
+        p.data.copy_(adapters.get(name, p))
+    ids = torch.tensor([[5, 9, 12, 44]])
+    assert torch.allclose(load_model(tmp_path / "merged")(ids), merge_adapters(model)(ids), atol=1e-5)

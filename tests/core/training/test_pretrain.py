@@ -20,6 +20,7 @@ from luthier.core.training.pretrain_batches import sources
 from luthier.core.training.runs import sampler
 from luthier.models.checkpoints import load_model
 from luthier.models.vectors import Vectors
+from luthier.tokenizers.formats import TokenizerFileError
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -183,7 +184,7 @@ def test_one_of_several_folders_with_held_out_text_is_enough(tmp_path):
 
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     shards = shards_of(tmp_path / "shards")
-    with pytest.raises(ConfigError, match="model = 'dem': no such preset; did you mean 'demo'"):
+    with pytest.raises(ConfigError, match=r"model = 'dem': no such preset, and no folder .*; did you mean 'demo'"):
         pretrain(shards, tmp_path / "m", PretrainConfig(model="dem"))
     with pytest.raises(ConfigError, match="num_attention_heads = 5"):
         pretrain(shards, tmp_path / "m", PretrainConfig(num_attention_heads=5))
@@ -193,7 +194,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
                 kind(learning_rate=rate)
     with pytest.raises(ConfigError, match="general_share = 1"):
         PretrainConfig(general_share=1)
-    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+    with pytest.raises(TokenizerFileError, match=r"tokenizer\.json does not exist"):
         pretrain(shards, tmp_path / "m", tokenizer=tmp_path)
     unmeasured = write_shards(tmp_path / "unmeasured", [np.arange(2, 30)], vocab_size=40, eos_id=0)
     asked: dict[str, Any]
@@ -208,3 +209,65 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(TrainingError, match="holds no text to train on"):
         pretrain(empty, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_shape_from_a_config_json(tmp_path):
+    """Of any family, with new weights, by the folder or the file; another file is other work."""
+    from luthier.models.checkpoints import save_model
+    from luthier.models.config import ModelConfig
+    from luthier.models.transformer import Transformer
+
+    shapes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 12}
+    shapes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24}
+    for family in ("qwen3", "mistral"):
+        save_model(Transformer(ModelConfig(**shapes, model_type=family)), tmp_path / family)
+        (tmp_path / family / "model.safetensors").unlink()
+    shards, own = shards_of(tmp_path / "shards"), {"context": 16, "batch_size": 8, "threads": 1, "steps": 2}
+    config = PretrainConfig(model=str(tmp_path / "qwen3"), **own)
+    pretrain(shards, tmp_path / "m", config)
+    made = load_model(tmp_path / "m").config
+    assert (made.model_type, made.head_dim, made.vocab_size, made.hidden_size) == ("qwen3", 12, 40, 32)
+    assert made.max_position_embeddings == 24
+    again = PretrainConfig(model=str(tmp_path / "qwen3" / "config.json"), **own)
+    assert not pretrain(shards, tmp_path / "m", again).changed
+    with pytest.raises(ArtifactError, match="shape has changed"):
+        pretrain(shards, tmp_path / "m", PretrainConfig(model=str(tmp_path / "mistral"), **own))
+    wider = pretrain(shards, tmp_path / "w", PretrainConfig(model=str(tmp_path / "qwen3"), intermediate_size=64, **own))
+    assert wider.parameters == sum(p.numel() for p in load_model(tmp_path / "m").parameters()) + 3 * 16 * 32
+
+
+def test_the_tokenizer_that_the_shards_hold(tmp_path):
+    from luthier.core.data.encode import EncodeConfig, encode
+    from luthier.tokenizers.bpe_train import train_bpe
+    from luthier.tokenizers.formats import load_tokenizer, save_tokenizer
+
+    text = "A fret is a strip of metal. It divides the string. " * 30
+    save_tokenizer(train_bpe([text], 300), tmp_path / "tokenizer")
+    (tmp_path / "a.txt").write_text(text)
+    encode([tmp_path / "a.txt"], tmp_path / "tokenizer", tmp_path / "shards", EncodeConfig(validation_fraction=0))
+    pretrain(tmp_path / "shards", tmp_path / "m", PretrainConfig(**TINY, steps=2))
+    assert load_tokenizer(tmp_path / "m").tokens == load_tokenizer(tmp_path / "tokenizer").tokens
+
+
+def test_what_is_no_base_is_said(tmp_path):
+    from luthier.models.checkpoints import CheckpointError
+
+    shards = shards_of(tmp_path / "shards")
+    with pytest.raises(InputError, match=r"nowhere: no such folder\nGive a model's folder"):
+        pretrain(shards, tmp_path / "m", PretrainConfig(**TINY, steps=2), base=tmp_path / "nowhere")
+    pretrain(shards, tmp_path / "m", PretrainConfig(**TINY, steps=4, keep="every", evaluate_every=2))
+    kept = tmp_path / "m" / "step-00000002"
+    with pytest.raises(CheckpointError, match=r"is a checkpoint of a run\nMake .* luthier export .*step-00000002"):
+        pretrain(shards, tmp_path / "n", PretrainConfig(**TINY, steps=2), base=kept)
+
+
+def test_a_tokenizer_that_cannot_be_kept_is_refused_before_the_first_step(tmp_path, data):
+    """Mistral's third has rules that tokenizer.json has no word for."""
+    from luthier.core.data.encode import EncodeConfig, encode
+
+    (tmp_path / "a.txt").write_text("A fret is a strip of metal. " * 30)
+    tokenizer = data / "vocab" / "mistral_v3.model"
+    encode([tmp_path / "a.txt"], tokenizer, tmp_path / "shards", EncodeConfig(validation_fraction=0))
+    with pytest.raises(InputError, match=r"cannot be kept beside a model's weights.*\nTake a byte-level one"):
+        pretrain(tmp_path / "shards", tmp_path / "m", PretrainConfig(**TINY, steps=2))
+    assert not (tmp_path / ".m.building").exists()
