@@ -129,7 +129,7 @@ def _folder(path: Path, wish: Wish) -> None:
     else:
         files = sum(1 for p in path.rglob("*") if p.is_file())
         raise InputError(
-            f"{path} is a folder of {files:,} files, and nothing that luthier made\n"
+            f"{path} is a folder of {counted(files, 'file')}, and nothing that luthier made\n"
             f"Documents become a corpus by `luthier collect {path}`. What can be shown: {VIEWED}."
         )
 

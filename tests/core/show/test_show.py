@@ -161,7 +161,7 @@ def test_a_tokenizer_and_a_model_without_manifest(tmp_path: Path, capsys: pytest
     ("name", "content", "message"),
     [
         ("scan.pdf", b"%PDF-1.7", "a file of 8 bytes, and nothing that luthier made"),
-        ("folder/a.txt", b"x", "a folder of 1 files, and nothing that luthier made"),
+        ("folder/a.txt", b"x", "a folder of 1 file, and nothing that luthier made"),
         ("app/manifest.json", b'{"name": "a web page"}', "nothing that luthier made"),
         ("half/work.json", b"{}", "an artefact in the making"),
     ],
