@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +50,7 @@ from luthier.core.data.chat_templates import (
     template_of,
 )
 from luthier.core.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from luthier.tokenizers.bpe import Tokenizer
+from luthier.tokenizers.bpe import Tokenizer
 
 __all__ = [
     "CHATML_TEMPLATE",
@@ -108,11 +106,13 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: T
 def _encode(
     tokenizer: Tokenizer, parts: Iterable[tuple[str, bool]], template: Template
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What stands between two special tokens is cut into tokens as a whole, as transformers cuts what it renders; a
-    token that begins before an answer is not of the answer."""
+    """What stands between two special tokens is cut into tokens as a whole, as transformers cuts what it renders. Bytes
+    are cut where an answer begins, too, so that a prompt is the beginning of its example; pieces cannot be, for each
+    stretch would begin with a space: a token of theirs that begins before the answer is not of the answer."""
+    by_bytes = isinstance(tokenizer, Tokenizer)
     ids, trained = [np.empty(0, np.int32)], [np.empty(0, bool)]
     known = ((special_id(tokenizer, piece, template), piece, train) for piece, train in parts)
-    for special, run in groupby(known, lambda part: part[0] is not None):
+    for (special, _), run in groupby(known, lambda part: (part[0] is not None, by_bytes and part[2])):
         numbers, texts, trains = zip(*run, strict=True)
         flags = np.repeat(trains, 1 if special else [len(text) for text in texts])
         if special:
@@ -266,7 +266,7 @@ def _message(turn: Mapping[str, Any], role: str, content: str, roles: Mapping[st
         raise InputError(f"{where}: {called[0]}: tool calls are not read, texts only\nLeave such conversations out.")
     if not isinstance(name, str) or name not in roles:
         near = did_you_mean(name, roles) if isinstance(name, str) else ""
-        raise InputError(f"{where}: field '{role}' is {name!r}{near} Expected {', '.join(roles)}")
+        raise InputError(f"{where}: field '{role}' is {name!r}{near or '.'} Expected {', '.join(roles)}")
     weight = turn.get("weight", 1)
     if weight not in (0, 1):
         raise InputError(f"{where}: field 'weight' is {weight!r}: expected 0 (not trained) or 1")

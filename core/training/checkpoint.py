@@ -37,7 +37,17 @@ from luthier.core.artifacts import read_json, write_json
 from luthier.core.console import say
 from luthier.core.errors import TrainingError
 
-__all__ = ["Checkpoints", "ComputedOtherwise", "agree", "at_step", "interrupts", "load_checkpoint", "newest", "recover"]
+__all__ = [
+    "Checkpoints",
+    "ComputedOtherwise",
+    "agree",
+    "at_step",
+    "interrupts",
+    "load_checkpoint",
+    "newest",
+    "read_tensors",
+    "recover",
+]
 
 PATTERN = "step-*"
 STATE = "state.json"
@@ -138,7 +148,7 @@ class Checkpoints:
         TrainingError if the one before could not be written.
         """
         self.wait()
-        whole = {**_prefixed("weights", trained_weights(model)), **_prefixed("optimizer", _means(optimizers))}
+        whole = {**_prefixed("weights", trained_weights(model)), **_prefixed("optimizer", optimizer_means(optimizers))}
         whole |= _prefixed("random", _random_state())
         copy = {name: value.detach().to("cpu", copy=True) for name, value in whole.items()}
         self._step = step
@@ -255,10 +265,7 @@ def load_checkpoint(place: Path, model: torch.nn.Module, optimizers: Sequence[to
     """Put a checkpoint into model, optimizers and torch's random state; returns its state.json."""
     state = read_json(place / STATE)
     if (place / "model.safetensors").is_file():
-        from safetensors.torch import load_file
-
-        weights = load_file(place / "model.safetensors")
-        means = load_file(place / "optimizer.safetensors")
+        weights, means = (read_tensors(place / name) for name in ("model.safetensors", "optimizer.safetensors"))
     else:
         weights, means = _load_together(place, model, optimizers)
     known = trained_weights(model)
@@ -281,12 +288,27 @@ def load_checkpoint(place: Path, model: torch.nn.Module, optimizers: Sequence[to
     return state
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file. TrainingError if it is damaged: a kill leaves none that is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise TrainingError(
+            f"{file} is damaged or gone: {error}\nPut it back from a copy, or delete {file.parent}: the same command "
+            "then goes on from the checkpoint before, or anew."
+        ) from error
+
+
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Parameters that are trained, by name, each once: tied weights are one parameter, frozen ones are the base's."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _means(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def optimizer_means(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What the optimizers keep of each weight, as `OPTIMIZER.WEIGHT.NAME`."""
     return {
         f"{number}.{weight}.{name}": value
         for number, optimizer in enumerate(optimizers)

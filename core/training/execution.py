@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from luthier.core.console import say
 from luthier.core.training.loop_config import LoopConfig, Precision
 from luthier.kernels.processor import ways
+from luthier.kernels.product import product
 
 __all__ = ["autocast", "choices", "device_of", "matmul_speed", "memory_used", "prepare_model", "rescale", "unscale"]
 
@@ -174,15 +175,17 @@ def rescale(scale: float, good: int, finite: bool) -> tuple[float, int]:
 
 
 def matmul_speed(device: torch.device, precision: Precision = "fp32", products: int = 3) -> float:
-    """The most this machine can do, in FLOP/s: the best of so many products of square matrices."""
+    """The most this machine can do, in FLOP/s: the best of so many products of square matrices, by the way that layers
+    take here. The first is not counted: it may compile."""
     cuda = device.type == "cuda"
     size = 8192 if cuda else 768
     kind = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    a = torch.ones(size, size, device=device, dtype=kind if cuda else torch.float32)
+    a = torch.ones(size, size, device=device, dtype=kind)
     best = float("inf")
+    product(a, a)
     for _ in range(products):
         start = time.perf_counter()
-        b: Tensor = a @ a
+        b: Tensor = product(a, a)
         if cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)

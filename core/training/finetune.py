@@ -246,7 +246,10 @@ def prepare(
 def _optimizer(config: FinetuneConfig) -> str:
     if config.optimizer != "auto":
         return config.optimizer
-    return "adamw" if config.lora_rank or config.objective == "dpo" or config.parallel == "fsdp" else "muon"
+    plain = (
+        config.lora_rank or config.objective == "dpo" or config.parallel == "fsdp" or config.precision == "bf16-pure"
+    )
+    return "adamw" if plain else "muon"
 
 
 def _whole(model: Any, config: FinetuneConfig, folder: Path, spelling: Path) -> Any:

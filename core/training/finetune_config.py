@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.core.errors import ConfigError
-from luthier.core.training.loop_config import LoopConfig, check_rate
+from luthier.core.training.loop_config import LoopConfig, check_numbers, check_rate
 
 __all__ = ["FinetuneConfig"]
 
@@ -58,7 +58,7 @@ class FinetuneConfig(LoopConfig):
     """Add the adapters into the weights at the end: the result is a whole model, not an adapter that names its base."""
     optimizer: Literal["auto", "muon", "adamw", "adamw-8bit"] = "auto"
     """Muon for the matrices of the layers and AdamW for the rest; AdamW for all; AdamW with means of one byte (2 bytes
-    a weight instead of 8) for the matrices; auto: AdamW for adapters and DPO, Muon otherwise."""
+    a weight instead of 8) for the matrices; auto: AdamW for adapters, DPO and bf16-pure, Muon otherwise."""
     learning_rate: float | None = None
     """Highest learning rate; none: from the model's width and from what is trained."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
@@ -76,15 +76,12 @@ class FinetuneConfig(LoopConfig):
         super().__post_init__()
         if self.objective == "dpo" and self.keep == "best":
             raise ConfigError("keep = 'best' needs held-out text, which preferences have not: take 'last'")
-        for name in ("epochs", "batch_size", "context"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
+        check_numbers(
+            self,
+            positive=("epochs", "batch_size", "context", "beta", "lora_alpha"),
+            zero_or_more=("micro_batch", "weight_decay", "max_grad_norm", "lora_rank"),
+            shares=("vary_share", "vary_drop", "replay_share", "general_share", "warmup"),
+        )
         check_rate(self.learning_rate)
-        if self.beta <= 0 or self.lora_alpha <= 0:
-            raise ConfigError(f"beta = {self.beta}, lora_alpha = {self.lora_alpha}: expected more than 0")
-        for name in ("micro_batch", "weight_decay", "max_grad_norm", "lora_rank"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
-        for name in ("vary_share", "vary_drop", "replay_share", "general_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
+        if self.precision == "bf16-pure" and self.optimizer not in ("auto", "adamw"):
+            raise ConfigError("precision = 'bf16-pure' rounds by chance, which AdamW does: add --optimizer adamw")

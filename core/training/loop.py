@@ -389,6 +389,7 @@ def _resume(folder: Path, model: torch.nn.Module, optimizers: Any, config: LoopC
     """The newest checkpoint put in place; a fresh start where there is none."""
     found = newest(folder)
     if found is None:
+        torch.manual_seed(getattr(config, "seed", 0))  # for a loss that draws numbers: dropout, say
         return Place(scale=FIRST_SCALE if config.precision == "fp16" else 1.0)
     at = _place(load_checkpoint(found, model, optimizers))
     if config.on_spike == "rollback" and not at_step(folder, at.mark).is_dir():

@@ -8,8 +8,9 @@ weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from luthier.core.errors import ConfigError
 
@@ -57,9 +58,23 @@ class LoopConfig:
     is then equal up to rounding only."""
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "threads"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
+        check_numbers(self, zero_or_more=("save_every", "threads"))
+
+
+def check_numbers(
+    config: Any, *, positive: Sequence[str] = (), zero_or_more: Sequence[str] = (), shares: Sequence[str] = ()
+) -> None:
+    """ConfigError for a setting out of its range, or no number; `shares` are 0 to below 1. None is left out."""
+    ranges = (
+        (positive, lambda x: 0 < x < math.inf, "more than 0"),
+        (zero_or_more, lambda x: 0 <= x < math.inf, "0 or more"),
+        (shares, lambda x: 0 <= x < 1, "0 to below 1"),
+    )
+    for names, inside, expected in ranges:
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not inside(value):
+                raise ConfigError(f"{name} = {value}: expected {expected}")
 
 
 def check_rate(rate: float | None) -> None:

@@ -4,8 +4,8 @@
     steps          from steps, tokens or epochs
     work           6 FLOP a parameter and token, and attention's share (models/config.py), what recomputing makes again,
                    Muon's iteration, and measuring on held-out text. The time is that work at half of what a product of
-                   two matrices reaches on this machine, measured now. Small steps wait for more than products, and on
-                   a card nobody has compared: there it is the least
+                   two matrices reaches on this machine, measured now. Small steps wait for more than products, and of
+                   cards and half precision nothing is known: there it is the least
     memory         weights, gradients, running means, what the forward pass keeps, a checkpoint's copy, the libraries.
                    The numbers in it are measured (docs/training.md)
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pieces_said", "quiet_unless", "say_held_out", "say_machine", "say_plan", "say_work", "training_memory"]
 
-USUAL = 0.5  # of a matrix product's speed: training reached 0.67 and more in docs/benchmarks, …
+USUAL = 0.5  # of a matrix product's speed: training in float32 reached 0.57 and more in docs/benchmarks, …
 NARROWEST, FEWEST = 256, 1024  # … where the models are as wide as this at least, and as many tokens computed at once
 LIBRARIES = 550 << 20  # PyTorch, Numba and the loops that it compiled
 BY_CHANCE = 64  # bytes a number of the largest weight, while it is rounded by chance on a CPU (kernels/adamw.py)
@@ -64,7 +64,7 @@ def say_plan(prepared: Any, config: Any) -> None:
     )
     others = "".join(f", {w.total:,} of {_kind(w)} ({s:.0%} of the windows)" for w, s in text.parts[1:])
     say(f"  text         {own.total:,} tokens in {counted(len(own.chosen), 'document')}{others}")
-    why = "given" if config.steps else "from --tokens" if config.tokens else f"{config.epochs:g} epochs"
+    why = "given" if config.steps else "from --tokens" if config.tokens else counted(config.epochs, "epoch")
     say(
         f"  steps        {steps:,} of {config.batch_size:,} × {prepared.context:,} tokens"
         f"{pieces_said(config.batch_size, config)} ({why}): {passes:,.{1 if passes > 0.1 else 4}f} passes over the text"
@@ -114,6 +114,7 @@ def say_work(run: dict[str, Any], config: Any, shape: Any, first: Batch, trained
     work, speed = _work(run, config, shape, first), matmul_speed(device, config.precision)
     seconds, card = work / speed / USUAL, device.type == "cuda"
     small = card or shape.hidden_size < NARROWEST or _tokens_at_once(config, first) < FEWEST
+    small = small or config.precision != "fp32"
     many, much = counted(tokens, "token"), f"{work / 1e12:,.{1 if work > 1e11 else 4}f} TFLOP"
     say(
         f"  work         {many}, {much}, {threads_said()}; {'at least' if small else 'about'} {duration(seconds)} at "

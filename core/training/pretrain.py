@@ -63,7 +63,7 @@ class PretrainSummary:
         held_out = f", {self.validation_loss:.3f} on held-out text" if self.validation_loss is not None else ""
         return (
             f"{self.parameters:,} parameters, {counted(self.steps, 'step')} in {duration(self.seconds)}{speed}\n"
-            f"loss {self.loss:.3f} nats a token{held_out}"
+            f"loss {self.loss:.3f} nats a token, mean of the last tenth of the steps{held_out}"
         )
 
 

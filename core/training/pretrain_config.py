@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.core.errors import ConfigError, did_you_mean
-from luthier.core.training.loop_config import LoopConfig, check_rate
+from luthier.core.training.loop_config import LoopConfig, check_numbers, check_rate
 
 if TYPE_CHECKING:
     from luthier.models.config import ModelConfig
@@ -81,37 +82,26 @@ class PretrainConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("context", "batch_size")
         zero_or_more = ("micro_batch", "steps", "tokens", "weight_decay", "max_grad_norm", "mup_base_width")
-        _check(self, positive, (*zero_or_more, "evaluate_every", "validation_tokens"))
+        zero_or_more += ("evaluate_every", "validation_tokens")
+        length = () if self.steps or self.tokens else ("epochs",)
+        positive = ("context", "batch_size", *length)
+        check_numbers(self, positive=positive, zero_or_more=zero_or_more, shares=("general_share", "warmup"))
         if self.keep == "best" and self.validation_tokens == 0:
             raise ConfigError(
                 "keep = 'best' goes by the loss on held-out text: give validation_tokens too, or leave it out"
             )
         check_rate(self.learning_rate)
-        if any(weight <= 0 for weight in self.weights):
+        if not all(0 < weight < math.inf for weight in self.weights):
             raise ConfigError(f"weights = {self.weights}: expected a number above 0 for each folder of shards")
         if self.precision == "bf16-pure" and self.optimizer != "adamw":
             raise ConfigError("precision = 'bf16-pure' rounds by chance, which AdamW does: add --optimizer adamw")
-        if not 0 <= self.general_share < 1:
-            raise ConfigError(f"general_share = {self.general_share}: expected 0 to below 1")
-        if not self.steps and not self.tokens and self.epochs <= 0:
-            raise ConfigError(f"epochs = {self.epochs}: expected more than 0, or give steps or tokens")
         from luthier.models.config import ModelConfigError
 
         try:
             model_config(self, vocab_size=1)  # a shape that cannot be is refused before anything is made for it
         except ModelConfigError as error:
             raise ConfigError(str(error)) from error
-
-
-def _check(config: Any, positive: tuple[str, ...], zero_or_more: tuple[str, ...]) -> None:
-    for name in positive:
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{name} = {getattr(config, name)}: expected more than 0")
-    for name in zero_or_more:
-        if (getattr(config, name) or 0) < 0:
-            raise ConfigError(f"{name} = {getattr(config, name)}: expected 0 or more")
 
 
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:

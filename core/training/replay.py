@@ -191,13 +191,13 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def run_until(run: Run, place: Path, step: int) -> None:
-    """Train on in `place` until `step` steps are made. TrainingError if the run was computed otherwise than it would be
-    here: what differs then proves nothing."""
+def run_until(run: Run, place: Path, step: int, *, measured: bool = False) -> None:
+    """Train on in `place` until `step` steps are made, `measured` on held-out text as the run was. TrainingError if the
+    run was computed otherwise than it would be here: what differs then proves nothing."""
     from luthier.core.training.checkpoint import ComputedOtherwise, newest
     from luthier.core.training.loop import choose, fit
 
-    arguments = {**run.arguments, "validation": (), "title": "Replaying"}
+    arguments = {**run.arguments, "title": "Replaying", **({} if measured else {"validation": ()})}
     how = {name: arguments[name] for name in ("model", "steps", "micro_batch")}
     try:
         if newest(place) is None:

@@ -2,8 +2,8 @@
 
 A stretch lies between two checkpoints that were kept (`--keep every`), or begins at the first step, or ends with the
 finished model. It is right if every line of metrics.jsonl comes out the same, byte for byte, and so do the weights at
-its end. A reviewer thus checks a run in the time of a few stretches; what is wrong is found at the first step that
-differs.
+its end and what the optimizer keeps of them there. A reviewer thus checks a run in the time of a few stretches; what is
+wrong is found at the first step that differs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.replay import Run, beginning_at, checkpoints_of, open_run, run_until
 
 __all__ = ["Stretch", "Verified", "verify"]
+
+OPTIMIZER = "the optimizer's "  # means, as "0.12.exp_avg": of the first optimizer, of its twelfth weight
 
 
 @dataclass
@@ -91,13 +93,20 @@ def verify(folder: Path, *, segments: int = 3, seed: int = 0) -> Verified:
 def _again(run: Run, stretch: Stretch) -> None:
     """Make a stretch again and note what differs."""
     with beginning_at(run, stretch.start) as place:
-        run_until(run, place, stretch.end)
-        made = {row["step"]: row for row in read_jsonl(place / "metrics.jsonl") if "loss" in row}
+        run_until(run, place, stretch.end, measured=True)
+        made = {_what(row): row for row in read_jsonl(place / "metrics.jsonl")}
+    begin = stretch.start - (stretch.start == 0)  # before the first step it is measured, too
     for row in run.rows:
-        if "loss" in row and stretch.start < row["step"] <= stretch.end and made.get(row["step"]) != row:
-            stretch.differs_at, stretch.differs_in = row["step"], _differences(row, made.get(row["step"], {}))
+        told = "loss" in row or "validation_loss" in row
+        if told and begin < row["step"] <= stretch.end and made.get(_what(row)) != row:
+            stretch.differs_at, stretch.differs_in = row["step"], _differences(row, made.get(_what(row), {}))
             return
     stretch.weights, stretch.compared = _weights_differ(run, stretch.end)
+
+
+def _what(row: dict[str, Any]) -> tuple[int, bool]:
+    """Which line of metrics.jsonl a row is: a step's, or that of a measurement after it."""
+    return row["step"], "validation_loss" in row
 
 
 def _differences(recorded: dict[str, Any], made: dict[str, Any]) -> str:
@@ -112,15 +121,17 @@ def _differences(recorded: dict[str, Any], made: dict[str, Any]) -> str:
 def _weights_differ(run: Run, step: int) -> tuple[str, bool]:
     """The first weight that is not the one kept at a step, and whether any was kept there."""
     import torch
-    from safetensors.torch import load_file
 
-    from luthier.core.training.checkpoint import trained_weights
+    from luthier.core.training.checkpoint import optimizer_means, read_tensors, trained_weights
     from luthier.models.adapter_files import open_model
     from luthier.models.lora import merge_adapters
 
     model, place = run.arguments["model"], checkpoints_of(run.folder).get(step)
     if place is not None:
-        kept, made = load_file(place / "model.safetensors"), trained_weights(model)
+        means = read_tensors(place / "optimizer.safetensors")
+        kept = read_tensors(place / "model.safetensors") | {OPTIMIZER + name: mean for name, mean in means.items()}
+        made = dict(trained_weights(model))
+        made |= {OPTIMIZER + name: mean for name, mean in optimizer_means(run.arguments["optimizers"]).items()}
     elif (run.folder / "manifest.json").is_file():  # a whole model, or adapters: alike once they are merged
         kept, made = (dict(merge_adapters(m).named_parameters()) for m in (open_model(run.folder), model))
     else:

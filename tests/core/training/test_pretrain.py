@@ -192,6 +192,13 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
         for kind in (PretrainConfig, FinetuneConfig):
             with pytest.raises(ConfigError, match=f"learning_rate = {rate:g}: expected more than 0"):
                 kind(learning_rate=rate)
+    for wrong in ({"epochs": math.nan}, {"epochs": math.inf}, {"warmup": 2.0}, {"max_grad_norm": math.nan}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} = .*: expected"):
+            PretrainConfig(**wrong)
+    with pytest.raises(ConfigError, match="weights = "):
+        PretrainConfig(weights=(math.nan,))
+    with pytest.raises(ConfigError, match="adamw"):
+        FinetuneConfig(precision="bf16-pure", optimizer="muon")
     with pytest.raises(ConfigError, match="general_share = 1"):
         PretrainConfig(general_share=1)
     with pytest.raises(TokenizerFileError, match=r"tokenizer\.json does not exist"):

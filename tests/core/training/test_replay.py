@@ -127,6 +127,39 @@ def test_a_changed_record_is_found_at_its_step(place, tmp_path, loss):
     assert not replay(model, 10).exact
 
 
+def test_a_changed_measurement_is_found(place, tmp_path):
+    model = copied(place, tmp_path)
+    lines = (model / "metrics.jsonl").read_text().splitlines()
+    assert sum("validation_loss" in line for line in lines) == 5
+    for step in (0, 12):
+        at = next(i for i, line in enumerate(lines) if f'"step": {step}, "validation_loss"' in line)
+        lines[at] = json.dumps({"step": step, "validation_loss": 1.0})
+    (model / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert [s.differs_at for s in verify(model, segments=4).stretches] == [0, 12, None, None]
+
+
+def test_a_changed_mean_of_the_optimizer_is_found(place, tmp_path):
+    """By the last bit of one."""
+    model = copied(place, tmp_path)
+    file = model / "step-00000018" / "optimizer.safetensors"
+    means = load_file(file)
+    name = next(n for n in means if n.endswith(".v"))
+    first = means[name].view(-1)[:1]
+    first.copy_(torch.nextafter(first, torch.tensor([1.0])))
+    save_file(means, file)
+    found = verify(model, segments=4).stretches
+    assert found[2].weights == f"the optimizer's {name}" and found[0].equal and found[1].equal
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_a_damaged_checkpoint_is_named(place, tmp_path, name):
+    model = copied(place, tmp_path)
+    file = model / "step-00000012" / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match=rf"step-00000012/{name}\.safetensors is damaged or gone.*\nPut it back"):
+        verify(model, segments=4)
+
+
 def test_a_run_of_several_processes_is_not_confirmed_by_one(place, tmp_path):
     model = copied(place, tmp_path)
     about = json.loads((model / "run.json").read_text())
