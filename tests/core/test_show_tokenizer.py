@@ -73,7 +73,7 @@ def test_without_a_text_there_is_a_sample(folder: Path):
 # ---------------------------------------------------------------- a word
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(piece=st.text("soundbarfge ß", min_size=1, max_size=20))
 def test_the_steps_are_those_of_the_book(tokenizer: Tokenizer, piece: str):
     data = piece.encode()

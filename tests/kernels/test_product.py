@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,7 +49,6 @@ layouts = st.sampled_from(["as it is", "turned", "part of a wider one"])
 
 
 @amx
-@settings(deadline=None)
 @given(sizes, sizes, sizes, layouts, layouts, st.sampled_from(["made", "with bias", "written", "added"]))
 def test_close_to_float64(M: int, N: int, K: int, a_layout: str, b_layout: str, what: str) -> None:
     a, b = _matrix(M, K, a_layout, 0), _matrix(K, N, b_layout, 1)

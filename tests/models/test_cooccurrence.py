@@ -14,7 +14,7 @@ def as_dictionary(pairs):
     return {(i, j): x for i, j, x in zip(*(a.tolist() for a in pairs), strict=True)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 99), max_size=30), min_size=1, max_size=6),
     st.integers(1, 5),

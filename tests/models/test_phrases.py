@@ -39,7 +39,7 @@ def plain(documents, counts, min_count, threshold):
     return found, joined
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6), st.integers(1, 9), st.integers(0, 2))
 def test_phrases_are_those_of_a_direct_count(documents, block, min_count):
     flat = np.array([x for d in documents for x in d], np.int32)
@@ -88,7 +88,7 @@ def test_parts_begin_with_the_word_itself():
     assert rows[1 : offsets[1]].tolist() == [2 + fnv(g) % 100 for g in ("<ab", "<abc", "abc", "abc>", "bc>")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=30))
 def test_huffmans_tree_is_the_shortest(counts):
     """Its mean path against that of the textbook's heap; and no path is the beginning of another."""

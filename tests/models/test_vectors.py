@@ -181,7 +181,7 @@ def test_bad_glove_files_are_refused(tmp_path):
 # ---------------------------------------------------------------- search
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 80), st.integers(0, 10), st.integers(1, 20))
 def test_the_search_in_blocks_equals_the_search_at_once(size, topn, seed, block):
     v = made(size, 5, seed)

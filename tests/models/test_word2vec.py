@@ -141,7 +141,7 @@ def test_no_window_crosses_a_document():
     assert train_word2vec(rows, one_word_each, np.bincount(rows), epochs=1).pairs == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40))
 def test_the_alias_table_holds_every_chance_exactly(weights):
     accept, alias = alias_table(np.array(weights, float))

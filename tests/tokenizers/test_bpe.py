@@ -60,7 +60,7 @@ def test_by_the_book():
     assert encode_by_the_book(b"", ranks, byte_ids) == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=text_like | st.text("aäb", max_size=200))
 def test_encoding_equals_the_book_and_decodes_to_the_text(tokenizer, text):
     ids = tokenizer.encode_ordinary(text)
@@ -71,7 +71,7 @@ def test_encoding_equals_the_book_and_decodes_to_the_text(tokenizer, text):
     assert tokenizer.count(text) == len(ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=text_like)
 def test_encoding_equals_hugging_face(tokenizer, text):
     theirs = HuggingFace.from_str(tokenizer_files(tokenizer)["tokenizer.json"])
@@ -89,14 +89,14 @@ def test_ids_are_tiktokens_on_real_text(pair):
 
 
 @needs_data
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=text_like | st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=20))
 def test_ids_are_tiktokens_on_any_text(pair, text):
     ours, theirs = pair
     assert ours.encode_ordinary(text).tolist() == theirs.encode_ordinary(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     words=st.lists(st.text("ab", min_size=2, max_size=6).map(str.encode), unique=True, max_size=12),
     texts=st.lists(st.text("ab", min_size=1, max_size=70), max_size=12),
@@ -131,7 +131,7 @@ def small_pair() -> tuple[Tokenizer, tiktoken.Encoding]:
     return Tokenizer(tokens, merges, pattern="gpt2", special_tokens=special, whole_pieces=True), theirs
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     text=st.lists(st.sampled_from([*NAMES, "end", "<|", "|>", "<|endoftext", " text", "\ud83c", "\udfbb"]), max_size=8),
     allowed=choices,
@@ -213,7 +213,7 @@ def _parts_of(shares: list[Share]) -> list[str]:
     return [part for s in shares for part in (s if isinstance(s, list) else [s.tobytes().decode()])]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(st.text("ab \n", max_size=40)), num_threads=st.integers(1, 3), size=st.integers(1, 30))
 def test_shares_joined_are_the_texts(texts, num_threads, size):
     with pytest.MonkeyPatch.context() as patch:
@@ -224,7 +224,7 @@ def test_shares_joined_are_the_texts(texts, num_threads, size):
     assert ["".join(parts[a:b]) for a, b in zip(begins, ends, strict=True)] == texts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text("aB'.5 \n\n\n\r\t²あ\u0301ǅ/", max_size=40), pattern=st.sampled_from(list(PATTERNS)))
 def test_a_long_text_is_cut_where_a_piece_begins_anyway(text, pattern):
     """The pieces of the parts are those of the whole, for every pattern."""
@@ -235,7 +235,7 @@ def test_a_long_text_is_cut_where_a_piece_begins_anyway(text, pattern):
     assert [piece for part in parts for piece in split(part, pattern)] == split(text, pattern)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=text_like | st.text("ab <t>ool\n🎻", max_size=80), max_tokens=st.integers(4, 20))
 def test_parts_fit_and_joined_are_the_text(tokenizer, with_added, text, max_tokens):
     for t in (tokenizer, with_added):  # which normalizes: a character may be several, and more than 4 tokens
@@ -254,7 +254,7 @@ def test_parts_are_as_long_as_they_can_be(tokenizer):
         tokenizer.split_at("a🎻", 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=text_like)
 def test_offsets_name_the_characters_of_each_token(tokenizer, text):
     ids, places = tokenizer.offsets(text)
@@ -266,7 +266,7 @@ def test_offsets_name_the_characters_of_each_token(tokenizer, text):
     assert not text or (places[0][0], places[-1][1]) == (0, len(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text("ae\u0301\u0327\u1100\u1161\u11a8\u212b\u0958\ud83c\udfbb<t>ol", max_size=30))
 def test_offsets_through_normalization_and_mending(with_added, text):
     """What the tokens of some characters say is what these characters are encoded as; the places cover the text."""
@@ -311,7 +311,7 @@ def test_half_characters_and_halves_of_pairs(tokenizer):
     assert tokenizer.encode_ordinary("x\ud83cy").tolist() == tokenizer.encode_ordinary("x�y").tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text("\ud83c\udfbb\ufeffa ", max_size=12))
 def test_surrogates_are_mended_as_tiktoken_does(small_pair, text):
     ours, theirs = small_pair

@@ -28,7 +28,7 @@ def decoder() -> Decoder:
     return Decoder(TOKENS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=some_ids)
 def test_bytes_are_those_of_the_book(decoder, ids):
     wanted = join_by_the_book(TOKENS, ids)
@@ -38,7 +38,7 @@ def test_bytes_are_those_of_the_book(decoder, ids):
     assert decoder.text(ids, "replace") == wanted.decode("utf-8", "replace")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=some_ids)
 def test_a_stream_joined_is_the_text_and_never_half_a_character(decoder, ids):
     parts = list(decoder.stream(iter(ids), "replace"))

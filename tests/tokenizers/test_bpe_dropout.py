@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
     return train_bpe([TEXT], 340)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     text=st.text("abrdesoun ß", max_size=60) | st.just("a" * 300),
     dropout=st.sampled_from([0.01, 0.1, 0.5, 0.9]),

@@ -70,7 +70,7 @@ def test_layout_of_ids():
 texts_of_runs = st.lists(st.text(st.sampled_from("aab- =\n"), max_size=40), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=texts_of_runs, min_frequency=st.integers(1, 3))
 def test_small_texts_equal_hugging_face(texts, min_frequency):
     """Runs of one letter are where a token may come about in two ways."""
@@ -78,7 +78,7 @@ def test_small_texts_equal_hugging_face(texts, min_frequency):
     assert_equal(mine, hugging_face(texts, 330, "gpt2", min_frequency=min_frequency))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts=st.lists(st.text(st.sampled_from("abcde éß中"), max_size=30), max_size=6))
 def test_textbook_gives_the_same_merges(texts):
     """Where no token comes about in two ways the plain loop and the fast path are one."""
@@ -96,7 +96,7 @@ def test_real_text_equals_hugging_face(kind, pattern):
     assert_equal(train_bpe(texts, 4000, pattern=pattern), hugging_face(texts, 4000, pattern))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts=st.lists(st.text(st.sampled_from("abcd é中"), max_size=30), max_size=6), longest=st.integers(2, 6))
 def test_no_token_is_longer_than_allowed(texts, longest):
     mine = train_bpe(texts, 300, special_tokens=(), max_token_length=longest)

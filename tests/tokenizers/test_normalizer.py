@@ -30,7 +30,7 @@ def test_charsmap_written_and_read(rules):
     assert read_charsmap(write_charsmap(rules)) == dict(sorted(rules.items()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), st.text("abcé")
@@ -55,7 +55,7 @@ def test_bad_charsmaps():
         write_charsmap({"a\0": "b"})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text("abcxéﬁ¨Ⅳ▁ \t\nAé\u0301日", max_size=20),
     st.tuples(*[st.booleans()] * 4),

@@ -92,7 +92,7 @@ vocabularies = st.lists(
 texts = st.lists(st.text(alphabet + " cß\n", max_size=20), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(vocabularies, texts, st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["all", "normal", "distinct"]))
 def test_random_vocabularies(tmp_path_factory, rows, lines, fallback, trim, suffix, mode):
     pieces, scores, kinds = (list(column) for column in zip(*rows, strict=True))
@@ -115,7 +115,7 @@ def test_random_vocabularies(tmp_path_factory, rows, lines, fallback, trim, suff
     assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == [processor.encode(x) for x in lines]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sets(st.integers(2, 16), min_size=1), st.lists(st.integers(1, 60), max_size=3))
 def test_runs_of_equal_score(tmp_path_factory, sizes, runs):
     """`▁▁`, `▁▁▁` … all have the score -1e9, in any choice of lengths."""
@@ -151,7 +151,7 @@ def test_every_code_point(both):
         assert np.array_equal(ids, np.concatenate(theirs))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=60))
 def test_any_text(both, text):
     tokenizer, processor = both

@@ -60,7 +60,7 @@ def pegasus():
     return load_tokenizer(file), other
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text("ab éß\n▁", max_size=30))
 def test_llama_kind(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("llama")
@@ -97,7 +97,7 @@ def test_pegasus(pegasus):
     assert places[-1][1] == 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=40))
 def test_pegasus_on_any_text(pegasus, text):
     tokenizer, other = pegasus

@@ -20,7 +20,7 @@ def cuts(text: str, pattern: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=text_like)
 def test_scanner_cuts_where_regex_does(name, text):
     data, ends = boundaries(text, name)
@@ -69,7 +69,7 @@ def test_examples():
     assert split(" \n ", "llama3") == [" \n", " "]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=text_like)
 def test_own_pattern_loses_nothing(text):
     """What a pattern does not match is a piece of its own."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.tokenizers.tiktoken_ranks import RanksError, ranks_by_the_book, read_ranks
@@ -24,7 +24,6 @@ def as_tokens(data: bytes) -> list[bytes] | None:
     return [letters[a:b].tobytes() for a, b in pairwise([0, *ends.tolist()])]
 
 
-@settings(deadline=None)  # the first call may compile
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=30))
 def test_what_is_written_is_read(tokens: list[bytes]):
     data = written(tokens)
@@ -32,7 +31,6 @@ def test_what_is_written_is_read(tokens: list[bytes]):
     assert ranks_by_the_book(data) == dict(enumerate(tokens))
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=5), min_size=1, max_size=6), st.data())
 def test_a_changed_byte_is_read_as_the_book_does_or_left_to_it(tokens: list[bytes], data: st.DataObject):
     text = bytearray(written(tokens))

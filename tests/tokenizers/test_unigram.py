@@ -72,7 +72,7 @@ def test_by_hand():
     assert segment_by_the_book("▁hug", {k: v for k, v in log_p.items() if k != "▁hug"}) == ["▁", "hug"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(extra=longer, text=words)
 def test_best_of_all_ways(extra, text):
     log_p = extra | letters
@@ -83,7 +83,7 @@ def test_best_of_all_ways(extra, text):
     assert ways[book] == ways[fast] == max(ways.values()) == pytest.approx(tokenizer.log_likelihood(text))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(extra=longer, text=words, n=st.integers(1, 40))
 def test_nbest_are_the_best_of_all_ways(extra, text, n):
     log_p = extra | letters

@@ -45,7 +45,7 @@ def train(texts, size, **settings) -> UnigramTokenizer:
     return train_unigram(texts, size, **{"normalizer": Spaces(), "special_tokens": ("<s>", "</s>"), **settings})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.lists(st.integers(0, 3), min_size=1, max_size=60), longest=st.sampled_from([1, 2, 5, 16]))
 def test_suffixes_are_sorted(text, longest):
     order = sort_suffixes(np.array(text, np.int32), longest)
@@ -62,7 +62,7 @@ def corpus_of(words: dict[str, int]) -> tuple[Any, str]:
     return unigram_train._corpus(Counter(words), 1.0), "".join(words)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(words=word_lists, longest=st.integers(2, 5))
 def test_seeds_and_lattice(words, longest):
     """Each seed is worth its occurrences times its length, any substring that occurs in two words in two ways is one,
@@ -104,7 +104,7 @@ def prepared(words):
     return corpus, state, unigram_train._parts(corpus, state.lattice)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(words=word_lists)
 def test_expected_counts_equal_the_book(words):
     corpus, state, parts = prepared(words)

@@ -46,13 +46,13 @@ def test_table_grows_and_long_words_are_told_apart():
     assert counted(count_words(texts, "gpt2")) == by_the_book(texts, "gpt2")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(st.text(st.sampled_from("ab'\0\n é中7,🎻"), max_size=60), max_size=6))
 def test_equals_the_reference(texts):
     assert counted(count_words(texts, "llama3")) == by_the_book(texts, "llama3")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(st.sampled_from("aB's \n\r\t,.;/中。7²_"), min_size=1, max_size=40), rest=st.text("aB' \n,/中7"))
 def test_a_cut_changes_no_piece(text, rest):
     """Whatever follows a text, cutting it at `cut_place` gives the pieces of the whole, by every pattern."""

@@ -105,7 +105,7 @@ def test_ids_equal_transformers(name: str, pattern: str, tmp_path: Path) -> None
         assert trained[len(prompt)] and int(ids[np.flatnonzero(trained)[-1]]) == stop_ids(ours)[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.sampled_from(sorted(TEMPLATES)))
 def test_jinja_renders_the_pieces(contents: list[str], name: str) -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -91,7 +91,7 @@ def test_unwrap_joins_what_the_column_broke_and_keeps_what_the_writer_broke() ->
 
 
 @given(st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=60), st.integers(40, 90))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_unwrap_undoes_textwrap(words: list[str], width: int) -> None:
     """`textwrap.fill` is the independent wrapper: text that it wrapped comes back (its longest line may be shorter than
     the width, never by more than the next word)."""
@@ -164,7 +164,7 @@ TEXTS = st.text(st.sampled_from("ab -\n.1é\u00ad\u00a0|#\u200b😀ﬁ"), max_si
 
 
 @given(st.lists(st.builds(Block, TEXTS, KINDS, st.integers(0, 3), st.integers(0, 7)), max_size=8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_span_is_its_block(blocks: list[Block]) -> None:
     cleaned = clean_blocks(blocks).blocks
     text, spans = assemble(cleaned)
@@ -176,7 +176,7 @@ def test_every_span_is_its_block(blocks: list[Block]) -> None:
 
 
 @given(st.lists(st.builds(Block, TEXTS, KINDS, st.integers(0, 3), st.just(1)), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_code_keeps_its_lines(blocks: list[Block]) -> None:
     code = "def f():\n    return 1\n\n\nf()"
     cleaned = clean_blocks([*blocks, Block(code, "code")])

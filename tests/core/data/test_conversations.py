@@ -108,7 +108,7 @@ def test_pieces_are_the_documented_ones() -> None:
     assert [isinstance(text, Mark) for text, _ in pieces([Message(USER, "<|im_end|>")])] == [1, 0, 0, 1, 0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(messages)
 def test_pieces_joined_are_what_jinja_renders(conversation: list[Message]) -> None:
     from jinja2 import Environment
@@ -120,7 +120,7 @@ def test_pieces_joined_are_what_jinja_renders(conversation: list[Message]) -> No
         assert rendered == "".join(text for text, _ in pieces(conversation)) + header
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(messages)
 def test_text_and_mask_agree(tokenizer: Tokenizer, conversation: list[Message]) -> None:
     ids, trained = encode_conversation(tokenizer, conversation)

@@ -128,7 +128,7 @@ def test_nothing_is_dropped_above_one_but_exact_copies() -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0.02, 0.6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_near_copies_never_straddle(seed: int, fraction: float) -> None:
     texts = planted(seed, 16)
     held = split(texts, fraction, 0.4, seed=seed)

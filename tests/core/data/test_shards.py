@@ -22,7 +22,7 @@ def shards(tmp_path: Path) -> Shards:
     return open_shards(write_shards(tmp_path / "s", train, [np.array([7])], vocab_size=300, eos_id=EOS, max_tokens=5))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(train=DOCUMENTS, validation=DOCUMENTS, max_tokens=st.integers(1, 30))
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, train: list[np.ndarray], validation: list[np.ndarray], max_tokens: int
@@ -66,7 +66,6 @@ def test_one_file_is_a_memmap_and_nothing_is_writable(tmp_path: Path) -> None:
         shards.document(1)
 
 
-@settings(deadline=None)
 @given(st.data(), st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_joined_reads_like_one_array(data: st.DataObject, sizes: list[int]) -> None:
     whole = np.arange(sum(sizes), dtype=np.uint16)

@@ -416,7 +416,7 @@ def ring(lengths, context, seed=0):
     return Windows(tokens, offsets, names, np.arange(len(lengths)), context=context, seed=seed), offsets
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 30), st.integers(0, 3))
 def test_windows_cover_every_token_of_an_epoch(lengths, context, epoch):
     windows, offsets = ring(lengths, context)
@@ -452,7 +452,7 @@ def test_mixture_keeps_its_share_and_uses_each_window_once():
     assert mixed(a, None, 0.25, 3).source == ("a",)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(8, 80))
 def test_packs_hold_every_example_once_and_apart(lengths, row):
     examples = [Example(np.full(n, i + 1), np.full(n, i + 1), np.zeros(n, np.int64), i) for i, n in enumerate(lengths)]

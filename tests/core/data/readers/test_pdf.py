@@ -281,7 +281,7 @@ def test_nothing_is_lost_and_nothing_twice() -> None:
 
     places = st.tuples(st.integers(0, 500), st.integers(0, 700), st.integers(5, 200), st.sampled_from([8, 10, 20]))
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(st.lists(places, max_size=40))
     def check(boxes: list[tuple[int, int, int, int]]) -> None:
         segments = [
