@@ -11,7 +11,8 @@ A search takes the 100 best by BM25 and the 20 nearest by cosine, exactly, block
 
 `coverage` is the share of the question's information that the sentence holds (core/assistant/match.py), so the score
 is in [0, 1] and the same threshold means the same in every corpus. The order adds up to FOCUS for a chunk whose known
-question, heading or sentence speaks of nothing else: of two that cover a question alike, that one is meant.
+question, heading or sentence, or what a table's row is about, speaks of nothing else: of two that cover a question
+alike, that one is meant.
 
 The file is read-only once built; SQLite reads only the pages that a query needs.
 """
@@ -325,17 +326,21 @@ class Index:
         return row[0] if row else 0
 
     def _judge(self, number: int, words: dict[str, float], number_wanted: bool, cosine: float) -> Hit:
-        chunk, (text, context, keys, heading), number_there = self._row(number)
+        chunk, (text, context, keys, heading), subject, number_there = self._row(number)
         covers = max(coverage(words, f"{text} {key}", context) for key in keys.split("\n"))
         share = self.about["similarity"]
         factor = NO_NUMBER if number_wanted and not number_there else 1.0
         score = ((1 - share) * covers + share * max(0.0, cosine)) * factor
-        return Hit(chunk, score, cosine, focus(words, (*keys.split("\n"), heading, text)))
+        about = (subject,) if subject else (heading, text)
+        return Hit(chunk, score, cosine, focus(words, (*keys.split("\n"), *about)))
 
-    def _read(self, number: int) -> tuple[Chunk, tuple[str, str, str, str], bool]:
-        """A chunk, the stems of its text, context, questions and heading, and whether it says a number."""
+    def _read(self, number: int) -> tuple[Chunk, tuple[str, str, str, str], str, bool]:
+        """A chunk, the stems of its text, context, questions and heading, of what a table's row is about, and whether
+        it says a number."""
         row = self._database.execute("SELECT * FROM chunks WHERE id = ?", (number,)).fetchone()
-        return _chunk(row), row[12:], has_number(row[1])
+        chunk = _chunk(row)
+        subject = " ".join(stems(chunk.text.split(" – ")[0])) if chunk.form == "row" else ""
+        return chunk, row[12:], subject, has_number(chunk.text)
 
     def _cosines(self, question: str) -> np.ndarray | None:
         """The cosine of every chunk's vector to the question's, exactly, block by block; None without vectors."""

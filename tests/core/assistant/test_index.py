@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luthier.core.artifacts import read_manifest, write_jsonl
+from luthier.core.artifacts import Artifact, read_manifest, write_jsonl
 from luthier.core.assistant.chunks import document_chunks
 from luthier.core.assistant.index import FILE, IndexConfig, build_index, open_index
 from luthier.core.assistant.match import idf
@@ -282,3 +282,18 @@ def test_a_persons_answer_that_stands_in_its_document_has_its_page(tmp_path: Pat
     found = best(tmp_path / "index", "Whose firm?").chunk
     assert (found.form, found.page) == ("pair", 2)
     assert make_document("handbook.pdf").text[found.start : found.end] == answer
+
+
+def test_of_two_rows_the_one_that_is_about_nothing_else_is_meant(tmp_path: Path) -> None:
+    """Both have all words of the question, their heading speaks of it as much, and the other one stands first."""
+    rows = [("Bow", "Weight", "Length", "Width of hair"), ("a baroque violin bow", "50 g", "69.0 cm", "7 mm")]
+    rows += [("a violin bow", "60 g", "74.5 cm", "10 mm"), ("a cello bow", "80 g", "71.5 cm", "12 mm")]
+    title, table = "The weight of a bow", "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    spans = [Span(0, len(title), 1, "heading"), Span(len(title) + 2, len(title) + 2 + len(table), 1, "table")]
+    document = Document("bows.md", f"{title}\n\n{table}", Source("bows.md", "0" * 64, "text/markdown"), spans)
+    with Artifact(tmp_path / "corpus", "collect", {}, {}, documents=[{"path": "bows.md", "sha256": "0" * 64}]) as work:
+        write_jsonl(work.folder / "documents.jsonl", [document.to_row()])
+        write_jsonl(work.folder / "rejected.jsonl", [])
+    build_index(tmp_path / "corpus", tmp_path / "index")
+    for name, weight, *_ in rows[1:]:
+        assert weight in best(tmp_path / "index", f"What is the weight of {name}?").chunk.text
