@@ -10,8 +10,9 @@ at 3.7 GHz); y = x Wᵀ, dx = dy W, dW = dyᵀ x:
 **In parts.** An Intel processor with AMX multiplies bfloat16 sixteen times as fast as float32, so that it pays to take
 each number of float32 apart into three of bfloat16 (split_loops.py). Results are nearer to float64's than MKL's are
 (1024 × 1376 sums of 512 products of normal numbers: off by 4.2·10⁻⁶, MKL 6.5·10⁻⁶). At the ends of the range they are
-not: infinity and numbers above 3.39·10³⁸ become NaN, numbers below 2⁻¹⁰² (2·10⁻³¹) keep 16 bits, those below 2⁻¹¹⁸ 8,
-and what is below 2⁻¹²⁶, products too, is 0.
+not: infinity, numbers above 3.39·10³⁸ and sums that overflow become NaN, numbers below 2⁻¹⁰² (2·10⁻³¹) keep 16 bits,
+those below 2⁻¹¹⁸ 8, and what is below 2⁻¹²⁶, products too, is 0. So are the small parts of numbers whose products are
+below 10⁻³⁴ or so, which loses digits; a sum of a handful of products may be off by twice as much as MKL's.
 
 **oneDNN** takes y and dx on AMD's processors with AVX-512. On Intel's without AMX MKL is no slower, but where there is
 a bias it has to begin with a copy of it in every row: y = x Wᵀ + b, 4096 rows, 256 → 256, takes 2.99 ms, by oneDNN
