@@ -117,6 +117,10 @@ def _folder(path: Path, wish: Wish) -> None:
         _model(path, wish)
     elif (path / "run.json").is_file():
         _run(path)
+    elif (path / "state.json").is_file():
+        raise InputError(
+            f"{path} is a checkpoint of a run\nMake a model folder of it: luthier export {path} --out model"
+        )
     elif weights := [f.name for ending in WEIGHTS for f in sorted(path.glob(ending))]:
         raise InputError(
             f"{path} holds weights ({weights[0]}{' …' if len(weights) > 1 else ''}) and no config.json, which says "

@@ -245,3 +245,11 @@ def test_a_falling_loss_falls() -> None:
     top, *_, bottom = curve([5.0, 4.0, 3.0, 2.0, 1.0], height=5)
     assert top.startswith("   5.00 █") and not top.endswith("▁")
     assert bottom.startswith("   1.00 ████▁")
+
+
+def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "step-00000010").mkdir()
+    for name in ("state.json", "model.safetensors"):
+        (tmp_path / "step-00000010" / name).write_text("{}")
+    with pytest.raises(InputError, match=r"is a checkpoint of a run\nMake .* luthier export .*step-00000010"):
+        show(tmp_path / "step-00000010")
