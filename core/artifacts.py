@@ -457,9 +457,10 @@ def _brief(value: Any, most: int = 40) -> str:
 def _mark(folder: Path) -> dict[str, Any]:
     """Whose work a folder being built is; nobody's, if that cannot be read."""
     try:
-        return read_json(folder / MARK) if (folder / MARK).is_file() else {}
+        mark = read_json(folder / MARK) if (folder / MARK).is_file() else {}
     except InputError:
         return {}
+    return mark if isinstance(mark, dict) and {"stage", "settings", "inputs"} <= mark.keys() else {}
 
 
 def _link_missing(source: Path, target: Path) -> None:

@@ -137,8 +137,20 @@ def load_project(folder: Path) -> Project:
     for name, address in SECTIONS.items():
         module, _, attribute = address.partition(":")
         cls = getattr(import_module(module), attribute)
-        settings[name] = from_table(cls, tables.get(name, {}), f"{path}: [{name}]")
+        table = _from_here(path.parent, tables.get(name, {})) if name == "pretrain" else tables.get(name, {})
+        settings[name] = from_table(cls, table, f"{path}: [{name}]")
     return Project(Path(folder), settings)
+
+
+def _from_here(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """[pretrain] with its `model` found from the project's folder, where that is the folder of a config.json."""
+    from luthier.core.training.pretrain_config import shape_file
+    from luthier.models.config import presets
+
+    model = table.get("model")
+    if not isinstance(model, str) or model in presets or shape_file(str(folder / model)) is None:
+        return table
+    return {**table, "model": str(folder / model)}
 
 
 def from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:

@@ -80,7 +80,7 @@ def decoded(data: bytes, path: Path, offset: int = 0) -> str:
                 name = f", or name it {path.name}{ending}" if path.suffix.lower() not in PACKED else " once more"
                 raise InputError(f"{wrong}: packed by {kind}\nUnpack it{name}.") from error
         raise InputError(f"{wrong}\nSave it as UTF-8, or let `luthier collect` find out its encoding.") from error
-    if data.count(0) * 3 > len(data):  # UTF-16 without its mark, or a file that a crash left full of zeros
+    if data.count(0) * 3 > max(len(data), 16):  # UTF-16 without its mark, or a file that a crash left full of zeros
         raise InputError(
             f"{path}: not text in UTF-8: of {len(data):,} bytes from byte {offset:,} on {data.count(0):,} are zero\n"
             "Save it as UTF-8, or let `luthier collect` find out its encoding."

@@ -105,7 +105,10 @@ def interrupts(processes: int = 1) -> Iterator[Callable[[], bool]]:
         if processes == 1:
             put_back()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [
+        n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN
+    ]  # others: with nohup, &
+    before = {number: signal.signal(number, note) for number in heard}
 
     def put_back() -> None:
         for number, handler in before.items():

@@ -23,7 +23,7 @@ between two answers (dpo.py); which examples come at which step is in tuning_bat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,8 @@ def finetune(
     from luthier.models.checkpoints import hub_folder
 
     config, model, data = config or FinetuneConfig(), hub_folder(model), [Path(path) for path in data]
+    if config.precision == "bf16-pure" and _optimizer(config) != "adamw":  # which rounds by chance, as this needs
+        config = replace(config, optimizer="adamw")
     if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{model} is not a model folder: it has no config.json")
     check_curves(config)
@@ -246,10 +248,7 @@ def prepare(
 def _optimizer(config: FinetuneConfig) -> str:
     if config.optimizer != "auto":
         return config.optimizer
-    plain = (
-        config.lora_rank or config.objective == "dpo" or config.parallel == "fsdp" or config.precision == "bf16-pure"
-    )
-    return "adamw" if plain else "muon"
+    return "adamw" if config.lora_rank or config.objective == "dpo" or config.parallel == "fsdp" else "muon"
 
 
 def _whole(model: Any, config: FinetuneConfig, folder: Path, spelling: Path) -> Any:

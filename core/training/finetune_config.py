@@ -80,7 +80,7 @@ class FinetuneConfig(LoopConfig):
             self,
             positive=("epochs", "batch_size", "context", "beta", "lora_alpha"),
             zero_or_more=("micro_batch", "weight_decay", "max_grad_norm", "lora_rank"),
-            shares=("vary_share", "vary_drop", "replay_share", "general_share", "warmup"),
+            shares=("vary_share", "vary_drop", "replay_share", "general_share"),
         )
         check_rate(self.learning_rate)
         if self.precision == "bf16-pure" and self.optimizer not in ("auto", "adamw"):

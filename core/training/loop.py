@@ -208,10 +208,10 @@ def fit(
             # Save: at evaluations where they are wanted later, otherwise when the clock or a person says so.
             marked = due and (config.keep != "last" or config.on_spike == "rollback")
             waits = save_every > 0 and checkpoints.busy  # the loop does not wait for the disk
-            ends = workers.agreed(interrupted())
-            timed = (workers.agreed(time.monotonic() - saved >= save_every and not waits) or ends) and step > start
-            at.mark = step if due else at.mark
-            if ((marked and fresh) or rolled or timed) and step < end:
+            timed, stopped = workers.agreed(time.monotonic() - saved >= save_every and not waits, interrupted())
+            timed = (timed or stopped) and step > start
+            at.mark = step if due or step == steps else at.mark
+            if ((marked and fresh) or rolled or timed) and (step < end or stopped):
                 log.sync()
                 checkpoints.wait()
                 at.metrics_bytes = log.length
@@ -220,11 +220,11 @@ def fit(
                 saved, rolled = time.monotonic(), False
 
             # Stop.
-            if step >= end:
-                break
-            if ends:
+            if stopped:
                 checkpoints.wait()
                 raise KeyboardInterrupt
+            if step >= end:
+                break
 
             # Step: the whole batch's sum over its count, piece by piece.
             for optimizer, of in zip(optimizers, rates, strict=True):

@@ -64,11 +64,13 @@ class LoopConfig:
 def check_numbers(
     config: Any, *, positive: Sequence[str] = (), zero_or_more: Sequence[str] = (), shares: Sequence[str] = ()
 ) -> None:
-    """ConfigError for a setting out of its range, or no number; `shares` are 0 to below 1. None is left out."""
+    """ConfigError for a setting out of its range, or no number; `shares` are 0 to below 1, `warmup` is to 1. None is
+    left out."""
     ranges = (
         (positive, lambda x: 0 < x < math.inf, "more than 0"),
         (zero_or_more, lambda x: 0 <= x < math.inf, "0 or more"),
         (shares, lambda x: 0 <= x < 1, "0 to below 1"),
+        (["warmup"] * hasattr(config, "warmup"), lambda x: 0 <= x <= 1, "0 to 1"),
     )
     for names, inside, expected in ranges:
         for name in names:

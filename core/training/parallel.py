@@ -67,9 +67,12 @@ class Workers:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def agreed(self, wish: bool) -> bool:
-        """What the main process wishes."""
-        return wish if self.world == 1 else self.total(float(wish and self.main))[0] > 0
+    def agreed(self, wish: bool, alarm: bool) -> tuple[bool, bool]:
+        """What the main process wishes, and whether any process raises the alarm."""
+        if self.world == 1:
+            return wish, alarm
+        wishes, alarms = self.total(float(wish and self.main), float(alarm))
+        return wishes > 0, alarms > 0
 
     def spread(self, model: nn.Module, loss_of: Callable[[nn.Module, Batch], Any]) -> Callable[[Batch], Any]:
         """The loss of a batch as a function that adds up gradients over all processes in its backward pass."""

@@ -95,7 +95,8 @@ def pretrain(
     check_curves(config)
     folders = [shards] if isinstance(shards, str | Path) else list(shards)
     base = None if base is None else hub_folder(base)
-    given = Given(tuple(Path(f) for f in folders), base, _path(vectors), _path(tokenizer or base or _own(folders)))
+    named_tokenizer = _path(tokenizer or base)
+    given = Given(tuple(Path(f) for f in folders), base, _path(vectors), named_tokenizer or _own(folders))
     given.check(config)
     # Left out, it is the work that it was when the number was the default
     tokens = VALIDATION_TOKENS if config.validation_tokens is None else config.validation_tokens
@@ -112,7 +113,8 @@ def pretrain(
         out,
         "pretrain",
         named,
-        {**given.inputs(), "shape": shape},
+        # the shards' own tokenizer is known by them
+        {**given.inputs(), "tokenizer": named_tokenizer, "shape": shape},
         overwrite=overwrite,
         caches=("tensorboard",),
         progress=PATTERN,
@@ -127,7 +129,7 @@ def pretrain(
             use_machine(config.threads)
             return _run(work, config, given, workers)
         with work:
-            write_run(work.folder, "pretrain", config, asdict(given))
+            write_run(work.folder, "pretrain", config, {**asdict(given), "shape": shape})
             workers.wait()
             return _run(work, config, given, workers)
 

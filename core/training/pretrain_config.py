@@ -86,7 +86,7 @@ class PretrainConfig(LoopConfig):
         zero_or_more += ("evaluate_every", "validation_tokens")
         length = () if self.steps or self.tokens else ("epochs",)
         positive = ("context", "batch_size", *length)
-        check_numbers(self, positive=positive, zero_or_more=zero_or_more, shares=("general_share", "warmup"))
+        check_numbers(self, positive=positive, zero_or_more=zero_or_more, shares=("general_share",))
         if self.keep == "best" and self.validation_tokens == 0:
             raise ConfigError(
                 "keep = 'best' goes by the loss on held-out text: give validation_tokens too, or leave it out"

@@ -120,7 +120,7 @@ def _home(folder: Path, mark: str) -> Path:
 def _pretraining(about: dict[str, Any], config: Any) -> Run:
     from luthier.core.training.pretrain import Given, prepare
 
-    given = {k: _path(v) for k, v in about["given"].items() if k != "shards"}
+    given = {k: _path(v) for k, v in about["given"].items() if k not in ("shards", "shape")}
     prepared = prepare(config, Given(tuple(Path(p) for p in about["given"]["shards"]), **given))
     return Run(Path(), "pretrain", config, prepared.arguments, prepared.tokenizer, prepared.text)
 

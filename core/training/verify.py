@@ -14,10 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from luthier.core.artifacts import read_jsonl
+from luthier.core.artifacts import read_json, read_jsonl
 from luthier.core.console import say
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.training.replay import Run, beginning_at, checkpoints_of, open_run, run_until
+from luthier.core.training.runs import RUN
 
 __all__ = ["Stretch", "Verified", "verify"]
 
@@ -80,6 +81,9 @@ def verify(folder: Path, *, segments: int = 3, seed: int = 0) -> Verified:
         raise InputError(f"{folder}: no step in metrics.jsonl yet")
     ends = sorted({0, *checkpoints_of(run.folder), last})
     stretches = [Stretch(a, b) for a, b in pairwise(ends)]
+    left = _left(run, last)
+    if left not in ends:  # the finished model is that of a step between
+        stretches.append(Stretch(max(end for end in ends if end < left), left))
     chosen = sorted(random.Random(seed).sample(range(len(stretches)), min(segments, len(stretches))))
     if len(stretches) == 1:
         say("no checkpoints were kept: the whole run is made again (train with --keep every to check parts of it)")
@@ -102,6 +106,13 @@ def _again(run: Run, stretch: Stretch) -> None:
             stretch.differs_at, stretch.differs_in = row["step"], _differences(row, made.get(_what(row), {}))
             return
     stretch.weights, stretch.compared = _weights_differ(run, stretch.end)
+
+
+def _left(run: Run, last: int) -> int:
+    """The step whose weights the run left: the last, or with `--keep best` that of the lowest loss on held-out text."""
+    losses = [(row["validation_loss"], row["step"]) for row in run.rows if "validation_loss" in row]
+    best = read_json(run.folder / RUN)["config"].get("keep") == "best"
+    return min(losses)[1] if best and losses else last
 
 
 def _what(row: dict[str, Any]) -> tuple[int, bool]:
@@ -132,7 +143,9 @@ def _weights_differ(run: Run, step: int) -> tuple[str, bool]:
         kept = read_tensors(place / "model.safetensors") | {OPTIMIZER + name: mean for name, mean in means.items()}
         made = dict(trained_weights(model))
         made |= {OPTIMIZER + name: mean for name, mean in optimizer_means(run.arguments["optimizers"]).items()}
-    elif (run.folder / "manifest.json").is_file():  # a whole model, or adapters: alike once they are merged
+    elif (run.folder / "manifest.json").is_file() and step == _left(
+        run, run.rows[-1]["step"]
+    ):  # a whole model, or adapters: alike once they are merged
         kept, made = (dict(merge_adapters(m).named_parameters()) for m in (open_model(run.folder), model))
     else:
         return "", False

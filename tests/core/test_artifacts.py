@@ -238,6 +238,10 @@ def test_what_an_interrupted_try_has_done_is_not_thrown_away_unasked(
     with pytest.raises(ArtifactError, match="different work: shards has changed\n"):
         begin(0.2, "b")
     assert begin(0.2).resumed and done.is_dir() and capsys.readouterr().err == ""
+    for odd in ("[1]", '"s"', '{"a": 1}'):  # nobody's
+        (done.parent / "work.json").write_text(odd)
+        assert not begin(0.2).resumed and not done.exists()
+        done.mkdir()
     assert not begin(0.3, overwrite=True).resumed and not done.exists()
     assert "rate was 0.2, is 0.3: begun anew" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.core.artifacts import read_manifest
 from luthier.core.data.shards import Shards, write_shards
 from luthier.core.errors import ArtifactError, ConfigError, InputError, TrainingError
 from luthier.core.training.batches import chance, mixed
@@ -192,7 +193,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
         for kind in (PretrainConfig, FinetuneConfig):
             with pytest.raises(ConfigError, match=f"learning_rate = {rate:g}: expected more than 0"):
                 kind(learning_rate=rate)
-    for wrong in ({"epochs": math.nan}, {"epochs": math.inf}, {"warmup": 2.0}, {"max_grad_norm": math.nan}):
+    for wrong in ({"epochs": math.nan}, {"epochs": math.inf}, {"warmup": 1.5}, {"max_grad_norm": math.nan}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))} = .*: expected"):
             PretrainConfig(**wrong)
     with pytest.raises(ConfigError, match="weights = "):
@@ -254,6 +255,7 @@ def test_the_tokenizer_that_the_shards_hold(tmp_path):
     encode([tmp_path / "a.txt"], tmp_path / "tokenizer", tmp_path / "shards", EncodeConfig(validation_fraction=0))
     pretrain(tmp_path / "shards", tmp_path / "m", PretrainConfig(**TINY, steps=2))
     assert load_tokenizer(tmp_path / "m").tokens == load_tokenizer(tmp_path / "tokenizer").tokens
+    assert "tokenizer" not in read_manifest(tmp_path / "m")["inputs"]  # a run of before, without one, is the same work
 
 
 def test_what_is_no_base_is_said(tmp_path):

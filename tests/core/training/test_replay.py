@@ -160,6 +160,35 @@ def test_a_damaged_checkpoint_is_named(place, tmp_path, name):
         verify(model, segments=4)
 
 
+def test_a_run_whose_best_model_was_kept(place, tmp_path):
+    """The folder holds the weights of a step before the last: compared there, and nowhere accused."""
+    config = replace(CONFIG, keep="best", learning_rate=0.02, schedule="constant", steps=12, evaluate_every=3)
+    pretrain(place / "shards", tmp_path / "m", config, tokenizer=place / "tokenizer")
+    rows = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    best = min((row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row)[1]
+    assert 0 < best < 12
+    found = verify(tmp_path / "m", segments=4).stretches
+    assert all(s.equal for s in found) and [(s.end, s.compared) for s in found] == [(12, False), (best, True)]
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] += 1e-6
+    save_file(weights, file, metadata={"format": "pt"})
+    assert [s.weights for s in verify(tmp_path / "m", segments=4).stretches] == ["", "norm.weight"]
+
+
+def test_a_shape_that_changed_is_named(place, tmp_path):
+    shutil.copytree(place / "model", shape := tmp_path / "shape", ignore=shutil.ignore_patterns("step-*", "*.json*l*"))
+    config = PretrainConfig(model=str(shape), context=32, batch_size=4, steps=2, threads=1)
+    pretrain(place / "shards", tmp_path / "m", config)
+    assert verify(tmp_path / "m").equal
+    (shape / "config.json").write_text((shape / "config.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"config\.json \(shape\) has changed"):
+        verify(tmp_path / "m")
+    shutil.rmtree(shape)
+    with pytest.raises(InputError, match=r"config\.json \(shape\) is gone"):
+        verify(tmp_path / "m")
+
+
 def test_a_run_of_several_processes_is_not_confirmed_by_one(place, tmp_path):
     model = copied(place, tmp_path)
     about = json.loads((model / "run.json").read_text())

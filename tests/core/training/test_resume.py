@@ -104,6 +104,44 @@ def test_killed_runs_end_bit_equal(place, verb):
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
 
 
+def test_an_interrupt_while_the_last_measurement_is_made(place, monkeypatch):
+    """It is not forgotten: nothing else follows, and the run is finished by the same command."""
+    from luthier.core.training import loop
+
+    monkeypatch.chdir(place)
+    run_here("pretrain", "calm", 1e9)
+    real, measured = loop.evaluate_loss, []
+
+    def interrupt(*args, **kwargs):
+        measured.append(1)
+        if len(measured) == 5:  # before steps 0, 7, 14, 21, and after the last
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate_loss", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_here("pretrain", "late", 1e9)
+    assert not Path("late").exists() and [p.name for p in Path(".late.building").glob("step-*")] == ["step-00000024"]
+    run_here("pretrain", "late", 1e9)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert Path("late", name).read_bytes() == Path("calm", name).read_bytes()
+
+
+def test_an_interrupt_that_is_ignored_stays_so():
+    """As a shell has it for what it starts in the background."""
+    from luthier.core.training.checkpoint import interrupts
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupted() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_step_is_ended_and_kept(place, number, monkeypatch):
     """Ctrl-C long before the clock asks for a checkpoint loses no step, and the run goes on to the same bits."""
