@@ -104,7 +104,17 @@ def test_killed_runs_end_bit_equal(place, verb):
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
 
 
-def test_an_interrupt_while_the_last_measurement_is_made(place, monkeypatch):
+@pytest.fixture
+def heard():
+    """Signals as a program has them that was started in the foreground: in the background SIGINT is ignored."""
+    before = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in before.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_interrupt_while_the_last_measurement_is_made(place, monkeypatch, heard):
     """It is not forgotten: nothing else follows, and the run is finished by the same command."""
     from luthier.core.training import loop
 
@@ -127,7 +137,7 @@ def test_an_interrupt_while_the_last_measurement_is_made(place, monkeypatch):
         assert Path("late", name).read_bytes() == Path("calm", name).read_bytes()
 
 
-def test_an_interrupt_that_is_ignored_stays_so():
+def test_an_interrupt_that_is_ignored_stays_so(heard):
     """As a shell has it for what it starts in the background."""
     from luthier.core.training.checkpoint import interrupts
 
@@ -143,7 +153,7 @@ def test_an_interrupt_that_is_ignored_stays_so():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_step_is_ended_and_kept(place, number, monkeypatch):
+def test_an_interrupted_step_is_ended_and_kept(place, number, monkeypatch, heard):
     """Ctrl-C long before the clock asks for a checkpoint loses no step, and the run goes on to the same bits."""
     monkeypatch.chdir(place)
     run_here("pretrain", f"calm-{number}", 1e9)
