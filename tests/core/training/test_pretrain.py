@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
         for kind in (PretrainConfig, FinetuneConfig):
             with pytest.raises(ConfigError, match=f"learning_rate = {rate:g}: expected more than 0"):
                 kind(learning_rate=rate)
+    wrong: dict[str, Any]
     for wrong in ({"epochs": math.nan}, {"epochs": math.inf}, {"warmup": 1.5}, {"max_grad_norm": math.nan}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))} = .*: expected"):
             PretrainConfig(**wrong)
@@ -225,12 +226,19 @@ def test_a_shape_from_a_config_json(tmp_path):
     from luthier.models.config import ModelConfig
     from luthier.models.transformer import Transformer
 
-    shapes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 12}
+    shapes: dict[str, Any] = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "head_dim": 12,
+    }
     shapes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24}
     for family in ("qwen3", "mistral"):
         save_model(Transformer(ModelConfig(**shapes, model_type=family)), tmp_path / family)
         (tmp_path / family / "model.safetensors").unlink()
-    shards, own = shards_of(tmp_path / "shards"), {"context": 16, "batch_size": 8, "threads": 1, "steps": 2}
+    shards = shards_of(tmp_path / "shards")
+    own: dict[str, Any] = {"context": 16, "batch_size": 8, "threads": 1, "steps": 2}
     config = PretrainConfig(model=str(tmp_path / "qwen3"), **own)
     pretrain(shards, tmp_path / "m", config)
     made = load_model(tmp_path / "m").config

@@ -168,7 +168,7 @@ def test_an_interrupted_step_is_ended_and_kept(place, number, monkeypatch, heard
         return real(batch)
 
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(loop.fit, "__kwdefaults__", {**loop.fit.__kwdefaults__, "count_of": interrupt})
+    monkeypatch.setattr(loop.fit, "__kwdefaults__", {**(loop.fit.__kwdefaults__ or {}), "count_of": interrupt})
     with pytest.raises(KeyboardInterrupt):
         run_here("pretrain", f"broken-{number}", 1e9)
     monkeypatch.undo()
