@@ -81,7 +81,7 @@ def verify(folder: Path, *, segments: int = 3, seed: int = 0) -> Verified:
         raise InputError(f"{folder}: no step in metrics.jsonl yet")
     ends = sorted({0, *checkpoints_of(run.folder), last})
     stretches = [Stretch(a, b) for a, b in pairwise(ends)]
-    left = _left(run, last)
+    left = _left(run)
     if left not in ends:  # the finished model is that of a step between
         stretches.append(Stretch(max(end for end in ends if end < left), left))
     chosen = sorted(random.Random(seed).sample(range(len(stretches)), min(segments, len(stretches))))
@@ -108,11 +108,11 @@ def _again(run: Run, stretch: Stretch) -> None:
     stretch.weights, stretch.compared = _weights_differ(run, stretch.end)
 
 
-def _left(run: Run, last: int) -> int:
+def _left(run: Run) -> int:
     """The step whose weights the run left: the last, or with `--keep best` that of the lowest loss on held-out text."""
     losses = [(row["validation_loss"], row["step"]) for row in run.rows if "validation_loss" in row]
     best = read_json(run.folder / RUN)["config"].get("keep") == "best"
-    return min(losses)[1] if best and losses else last
+    return min(losses)[1] if best and losses else run.rows[-1]["step"]
 
 
 def _what(row: dict[str, Any]) -> tuple[int, bool]:
@@ -143,9 +143,8 @@ def _weights_differ(run: Run, step: int) -> tuple[str, bool]:
         kept = read_tensors(place / "model.safetensors") | {OPTIMIZER + name: mean for name, mean in means.items()}
         made = dict(trained_weights(model))
         made |= {OPTIMIZER + name: mean for name, mean in optimizer_means(run.arguments["optimizers"]).items()}
-    elif (run.folder / "manifest.json").is_file() and step == _left(
-        run, run.rows[-1]["step"]
-    ):  # a whole model, or adapters: alike once they are merged
+    elif (run.folder / "manifest.json").is_file() and step == _left(run):
+        # A whole model, or adapters: alike once they are merged
         kept, made = (dict(merge_adapters(m).named_parameters()) for m in (open_model(run.folder), model))
     else:
         return "", False
